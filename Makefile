@@ -1,0 +1,48 @@
+# Two commands matter to a new user: `make demo` and `make test`. Both install what they need.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint venv run bench constraints clean deps deps-test
+
+demo: venv deps ## pull, run, read logs, exec, stop: on a private socket and data root
+	$(BIN)/python tests/demo.py
+
+test: venv deps deps-test ## every test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+venv: $(STAMP)
+
+$(STAMP): setup.cfg pyproject.toml .ci/constraints.txt
+	.ci/packages python3-venv
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r .ci/constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+deps: ## Debian packages the engine and the demonstration use
+	.ci/packages crun runc conmon iproute2 nftables procps tini docker-registry busybox-static
+
+deps-test: ## Debian packages only the tests use
+	.ci/packages skopeo strace nodejs npm docker.io
+
+run: venv deps ## the engine in the foreground, on the default sockets
+	$(BIN)/balenapyd
+
+bench: venv deps deps-test
+	$(BIN)/python -m tests.bench
+
+constraints: venv ## remake .ci/constraints.txt from setup.cfg (needs the package index)
+	$(PYTHON) -m venv build/pip-tools && build/pip-tools/bin/pip install --quiet pip-tools
+	build/pip-tools/bin/pip-compile --quiet --generate-hashes --no-header --strip-extras \
+	  --no-emit-index-url --no-emit-trusted-host --no-emit-find-links \
+	  --allow-unsafe --extra test --extra lint --extra build --output-file=.ci/constraints.txt setup.cfg
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,1 @@
+"""The Docker Engine API v1.39 over HTTP."""

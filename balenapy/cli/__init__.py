@@ -1,0 +1,1 @@
+"""The balenapy command line client."""

@@ -1,0 +1,66 @@
+"""The object that handlers hold: every part of the engine by its name.
+
+`daemon.py` builds the parts and this object; nothing else does. Parts get what they need in their constructor;
+a part that needs another *engine* part takes the `Engine` and looks it up at call time, so that the
+order of construction does not matter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import trio
+
+from balenapy.engine.keylock import KeyLock
+
+if TYPE_CHECKING:
+    from balenapy.config import Config
+    from balenapy.engine.containers import Containers
+    from balenapy.engine.events import EventBus
+    from balenapy.engine.exec import Execs
+    from balenapy.engine.images import Images
+    from balenapy.engine.info import Info
+    from balenapy.engine.logs import Logs
+    from balenapy.engine.networks import Networks
+    from balenapy.engine.pull import Pulls
+    from balenapy.engine.supervisor import Supervisors
+    from balenapy.engine.volumes import Volumes
+    from balenapy.engine.workers import Workers
+    from balenapy.linux.runtime import Runtimes
+    from balenapy.registry.client import Registry
+    from balenapy.stores.db import Database
+    from balenapy.stores.snapshots import Snapshots
+
+
+@dataclass(slots=True, eq=False)
+class Limiters:
+    """How many threads each kind of blocking work may use. Made in `daemon.py`."""
+
+    files: trio.CapacityLimiter
+    netns: trio.CapacityLimiter
+
+
+@dataclass(slots=True, eq=False)
+class Engine:
+    config: Config
+    db: Database
+    limiters: Limiters
+    nursery: trio.Nursery  # supervisors, collector, trash: what outlives a request
+    locks: KeyLock = field(default_factory=KeyLock)  # "container/<id>", "chain/<chain_id>", "pull/<reference>"
+
+    # Set once by daemon.py, right after construction.
+    events: EventBus = field(init=False)
+    info: Info = field(init=False)
+    workers: Workers = field(init=False)
+    registry: Registry = field(init=False)
+    snapshots: Snapshots = field(init=False)
+    images: Images = field(init=False)
+    pulls: Pulls = field(init=False)
+    volumes: Volumes = field(init=False)
+    networks: Networks = field(init=False)
+    runtimes: Runtimes = field(init=False)
+    logs: Logs = field(init=False)
+    containers: Containers = field(init=False)
+    supervisors: Supervisors = field(init=False)
+    execs: Execs = field(init=False)

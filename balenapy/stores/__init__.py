@@ -1,0 +1,1 @@
+"""Records in SQLite and the directories they name."""

@@ -1,0 +1,1 @@
+"""Heavy work, run as short-lived processes."""

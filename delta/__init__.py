@@ -1,0 +1,1 @@
+"""Layer deltas: formats, maker and reader. Imports nothing of balenapy."""
