@@ -1,0 +1,226 @@
+"""Worker processes: start one, feed it, bound it, read its report.
+
+A worker is `python -m balenapy.worker VERB '<json arguments>'`: data on stdin, one JSON report on stdout,
+then it ends. It never outlives us: cancelling `run` kills and reaps it, and the kernel kills it when the daemon dies
+(PR_SET_PDEATHSIG, set by the worker). What it wrote so far is the caller's to throw away.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import trio
+
+import balenapy
+from balenapy import errors
+from balenapy.errors import EngineError, SystemFailure
+
+if TYPE_CHECKING:
+    from balenapy.engine.engine import Engine
+
+log = logging.getLogger(__name__)
+
+Feed = Callable[[trio.abc.SendStream], Awaitable[None]]
+
+MAX_AT_ONCE = 2  # each takes a core and tens of megabytes
+REPORT_MAX_BYTES = 16 << 20  # a report is a few hundred bytes; a list of changed paths may be long
+STDERR_MAX_BYTES = 16 << 10  # the last words of a worker that crashed
+REAP_TIMEOUT_S = 10  # a killed process may sit in one uninterruptible write; longer is worth a log line
+
+KINDS: dict[str, type[EngineError]] = {
+    name: kind
+    for name, kind in vars(errors).items()
+    if isinstance(kind, type) and issubclass(kind, EngineError)
+}
+
+
+class Workers:
+    """Runs workers, at most two at once of each sort; others wait their turn.
+
+    Those that are fed run as fast as their source, maybe a slow network: they have places of their own, so that
+    a volume is never kept waiting by a download.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        at_once = min(MAX_AT_ONCE, os.cpu_count() or 1)
+        self._fed = trio.CapacityLimiter(at_once)
+        self._unfed = trio.CapacityLimiter(at_once)
+        self._python = _python_command()
+
+    async def run(self, verb: str, args: Mapping[str, object], *, feed: Feed | None = None) -> dict[str, Any]:
+        """Run one verb to its end and return its report.
+
+        Args:
+            feed: writes the worker's stdin and may close it; it is closed when `feed` returns. If the worker
+                ends first, `feed` is cancelled. An error that `feed` raises kills the worker and is raised here.
+
+        Raises: EngineError of the kind the worker reported; SystemFailure when it died without a report.
+        Cancellation: the worker is killed and reaped; what it wrote stays where its arguments pointed.
+        """
+        async with self._unfed if feed is None else self._fed:
+            return await self._run(verb, args, feed)
+
+    async def _run(self, verb: str, args: Mapping[str, object], feed: Feed | None) -> dict[str, Any]:
+        worker = _Worker(verb, [*self._python, verb, json.dumps(args)])
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(worker.read_report)
+                nursery.start_soon(worker.read_stderr)
+                if feed is None:
+                    await worker.stdin.aclose()
+                else:
+                    nursery.start_soon(worker.run_feed, feed)
+                await worker.wait()
+        finally:
+            await worker.kill_and_reap()
+        return worker.result()
+
+
+class _Worker:
+    """One process, with its three pipes."""
+
+    def __init__(self, verb: str, command: list[str]) -> None:
+        self.verb = verb
+        # Not trio.open_process: it forks in a thread, and PR_SET_PDEATHSIG fires when that *thread* ends
+        # (prctl(2)), which for Trio's threads is ten idle seconds later. CPython uses vfork here: 1-2 ms.
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd="/",
+            env={"PATH": os.defpath, "BALENAPY_PARENT": str(os.getpid())},
+        )
+        self.stdin = _FeedStream(_take(self._process.stdin))
+        self._stdout = _take(self._process.stdout)
+        self._stderr = _take(self._process.stderr)
+        self._pidfd = os.pidfd_open(self._process.pid)
+        self._feed_scope = trio.CancelScope()
+        self._feed_error: Exception | None = None
+        self._report = bytearray()
+        self._last_words = bytearray()
+
+    async def run_feed(self, feed: Feed) -> None:
+        """Let `feed` write; keep what it raises, so that the nursery does not wrap it in a group."""
+        with self._feed_scope:
+            try:
+                await feed(self.stdin)
+            except Exception as error:
+                self._feed_error = error
+                self._process.kill()
+        with trio.CancelScope(shield=True):
+            await self.stdin.aclose()
+
+    async def read_report(self) -> None:
+        async for data in self._stdout:
+            self._report += data
+            if len(self._report) > REPORT_MAX_BYTES:
+                self._process.kill()
+                return
+
+    async def read_stderr(self) -> None:
+        async for data in self._stderr:
+            self._last_words += data
+            del self._last_words[:-STDERR_MAX_BYTES]
+
+    async def wait(self) -> None:
+        """Return when the process has ended; a feed that still wants to write is ended too."""
+        await trio.lowlevel.wait_readable(self._pidfd)
+        self._feed_scope.cancel()
+
+    async def kill_and_reap(self) -> None:
+        if self._process.returncode is None:
+            self._process.kill()
+            with trio.move_on_after(REAP_TIMEOUT_S, shield=True) as scope:
+                await trio.lowlevel.wait_readable(self._pidfd)
+            if scope.cancelled_caught:
+                log.error("worker does not die verb=%s pid=%d", self.verb, self._process.pid)
+            else:
+                self._process.wait()
+        os.close(self._pidfd)
+        with trio.CancelScope(shield=True):
+            for stream in (self.stdin, self._stdout, self._stderr):
+                await trio.aclose_forcefully(stream)
+
+    def result(self) -> dict[str, Any]:
+        """The report, or the error it tells of.
+
+        A worker that reported an error is believed before its feed: a full disk ends both, and it names the cause.
+        """
+        report: object = None
+        try:
+            report = json.loads(self._report)
+        except ValueError:
+            pass
+        if isinstance(report, dict) and isinstance(error := report.get("error"), dict):
+            kind = KINDS.get(str(error.get("kind")), SystemFailure)
+            raise kind(str(error.get("message", "")))
+        if self._feed_error is not None:
+            raise self._feed_error
+        if isinstance(report, dict) and self._process.returncode == 0:
+            return report
+        code = self._process.returncode
+        end = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        words = self._last_words.decode(errors="replace").strip()
+        if words:
+            log.error("worker failed verb=%s code=%d stderr=%s", self.verb, code, words)
+        last_line = words.rpartition("\n")[2]
+        raise SystemFailure(f"worker {self.verb} {end}" + (f": {last_line}" if last_line else ""))
+
+
+class _FeedStream(trio.abc.SendStream):
+    """The worker's stdin. When the worker no longer reads, writing waits to be cancelled.
+
+    The worker has ended or is about to: `wait` sees that, cancels the feed, and the report says why it ended.
+    So a feed never has to tell its own broken connection from ours.
+    """
+
+    def __init__(self, stream: trio.lowlevel.FdStream) -> None:
+        self._stream = stream
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        try:
+            await self._stream.send_all(data)
+        except trio.BrokenResourceError:
+            await trio.sleep_forever()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        try:
+            await self._stream.wait_send_all_might_not_block()
+        except trio.BrokenResourceError:
+            await trio.sleep_forever()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+def _take(pipe: IO[bytes] | None) -> trio.lowlevel.FdStream:
+    """Take the descriptor out of a file object that `subprocess` made."""
+    assert pipe is not None
+    fd = os.dup(pipe.fileno())
+    pipe.close()
+    return trio.lowlevel.FdStream(fd)
+
+
+def _python_command() -> list[str]:
+    """The command line up to the verb.
+
+    Without `site` (-S) the interpreter starts in a third of the time; the directories it would have found are
+    named instead.
+    """
+    directories = [str(Path(balenapy.__file__).parent.parent)]
+    for package in ("zstandard", "bsdiff4"):  # found, not imported
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:
+            directories.append(str(Path(spec.origin).parent.parent))
+    directories = list(dict.fromkeys(directories))
+    start = f"import sys; sys.path += {directories!r}; from balenapy.worker.__main__ import main; main()"
+    return [sys.executable, "-I", "-S", "-c", start]
