@@ -1,0 +1,270 @@
+"""System calls that Python 3.11 does not offer, through libc. Nothing else uses ctypes.
+
+Like the functions of `os`, these raise `OSError` with errno and path; the module that calls them
+says what that means. Numbers of flags are those of linux/mount.h, linux/openat2.h and sched.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import stat
+from collections.abc import Sequence
+
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_REMOUNT = 32
+MS_NOATIME = 1024
+MS_BIND = 4096
+MS_MOVE = 8192
+MS_REC = 16384
+MS_UNBINDABLE = 1 << 17
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MS_SHARED = 1 << 20
+
+MNT_FORCE = 1
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+MAX_SYMLINKS = 40  # the kernel's MAXSYMLINKS
+
+_MOUNT_DATA_MAX = 4095  # mount(2) copies one page and ends it with a zero byte
+_SYS_OPENAT2 = 437  # the same number on every architecture
+_RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_IN_ROOT = 0x10
+_OCTAL = re.compile(rb"\\([0-7]{3})")  # how mountinfo writes blanks
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = (
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_ulong,
+    ctypes.c_char_p,
+)
+_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+_libc.syncfs.argtypes = (ctypes.c_int,)
+_libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
+_libc.unshare.argtypes = (ctypes.c_int,)
+_libc.syscall.restype = ctypes.c_long
+
+PathLike = str | bytes | os.PathLike[str]
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+def _raise_errno(*paths: PathLike) -> None:
+    number = ctypes.get_errno()
+    raise OSError(number, os.strerror(number), *(os.fsdecode(path) for path in paths[:1]))
+
+
+def mount(source: PathLike, target: PathLike, fstype: str = "", flags: int = 0, data: str = "") -> None:
+    """mount(2). `data` is cut off by the kernel at one page; a longer one is refused here."""
+    options = os.fsencode(data)
+    if len(options) > _MOUNT_DATA_MAX:
+        raise OSError(errno.E2BIG, "mount options are longer than a page", os.fsdecode(target))
+    if _libc.mount(os.fsencode(source), os.fsencode(target), fstype.encode() or None, flags, options or None):
+        _raise_errno(target)
+
+
+def bind_mount(source: PathLike, target: PathLike, *, recursive: bool = False, read_only: bool = False) -> None:
+    """Bind `source` to `target`; read-only needs a second call, as mount(2) says."""
+    depth = MS_REC if recursive else 0
+    mount(source, target, flags=MS_BIND | depth)
+    if read_only:
+        mount("none", target, flags=MS_BIND | MS_REMOUNT | MS_RDONLY | depth)
+
+
+def umount2(target: PathLike, flags: int = MNT_DETACH | UMOUNT_NOFOLLOW) -> None:
+    """umount2(2), by default lazily and without following a link."""
+    if _libc.umount2(os.fsencode(target), flags):
+        _raise_errno(target)
+
+
+def unmount_if_mounted(target: PathLike) -> bool:
+    """Unmount lazily; False when nothing was mounted there or the path does not exist."""
+    try:
+        umount2(target)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOENT):
+            return False
+        raise
+    return True
+
+
+def syncfs(fd: int) -> None:
+    """Write back everything of the file system that holds `fd`; ENOSPC and EIO are told from kernel 5.8."""
+    if _libc.syncfs(fd):
+        _raise_errno()
+
+
+def setns(fd: int, nstype: int = 0) -> None:
+    """Move the calling *thread* into the namespace behind `fd`."""
+    if _libc.setns(fd, nstype):
+        _raise_errno()
+
+
+def unshare(flags: int) -> None:
+    """Give the calling thread (a process, for some flags) namespaces of its own."""
+    if _libc.unshare(flags):
+        _raise_errno()
+
+
+def mount_overlay(
+    target: PathLike,
+    lower: Sequence[PathLike],
+    upper: PathLike | None = None,
+    work: PathLike | None = None,
+    *,
+    options: str = "",
+) -> None:
+    """Mount an overlay at `target`; `lower` is top first; without `upper` it is read-only.
+
+    mount(2) has one page for all options. When 127 layers do not fit, or a path holds a character with a
+    meaning in the options, each directory is opened and named by its short link in /proc/self/fd.
+    """
+    if upper is None and len(lower) == 1:
+        bind_mount(lower[0], target, read_only=True)  # an overlay needs two layers
+        return
+    flags = MS_RDONLY if upper is None else 0
+    plain = _overlay_data([os.fsdecode(path) for path in lower], upper, work, options)
+    special = any(c in os.fsdecode(path) for path in (*lower, upper or "", work or "") for c in ":,\\")
+    if len(os.fsencode(plain)) <= _MOUNT_DATA_MAX and not special:
+        mount("overlay", target, "overlay", flags, plain)
+        return
+    fds: list[int] = []
+    try:
+
+        def link(path: PathLike) -> str:
+            fds.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+            return f"/proc/self/fd/{fds[-1]}"
+
+        short = _overlay_data(
+            [link(path) for path in lower],
+            None if upper is None else link(upper),
+            None if work is None else link(work),
+            options,
+        )
+        mount("overlay", target, "overlay", flags, short)
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _overlay_data(lower: Sequence[str], upper: PathLike | None, work: PathLike | None, options: str) -> str:
+    data = f"lowerdir={':'.join(lower)}"
+    if upper is not None and work is not None:
+        data += f",upperdir={os.fsdecode(upper)},workdir={os.fsdecode(work)}"
+    return f"{data},{options}" if options else data
+
+
+def open_in_root(root: int | PathLike, path: PathLike, flags: int, mode: int = 0) -> int:
+    """Open `path` as if `root` were `/`: neither `..`, an absolute link nor a race leads out of it.
+
+    Args:
+        root: an open directory or its path. flags: as for `os.open`; O_CLOEXEC is always set.
+    """
+    if not isinstance(root, int):
+        root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return open_in_root(root_fd, path, flags, mode)
+        finally:
+            os.close(root_fd)
+    flags |= os.O_CLOEXEC
+    new = flags & os.O_CREAT or flags & os.O_TMPFILE == os.O_TMPFILE  # else openat2 refuses a mode
+    how = _OpenHow(flags, mode if new else 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+    name = os.fsencode(path) or b"."
+    while True:
+        fd = _libc.syscall(
+            ctypes.c_long(_SYS_OPENAT2),
+            ctypes.c_int(root),
+            ctypes.c_char_p(name),
+            ctypes.byref(how),
+            ctypes.c_size_t(ctypes.sizeof(how)),
+        )
+        if fd >= 0:
+            return int(fd)
+        number = ctypes.get_errno()
+        if number == errno.EAGAIN:  # a rename raced with `..`; openat2(2) says: again
+            continue
+        if number == errno.ENOSYS:  # before kernel 5.6
+            return open_in_root_by_steps(root, name, flags, mode)
+        raise OSError(number, os.strerror(number), os.fsdecode(path))
+
+
+def open_in_root_by_steps(root_fd: int, path: bytes, flags: int, mode: int = 0) -> int:
+    """`open_in_root` for kernels without openat2: one component at a time, links followed by hand."""
+    pending = [part for part in path.split(b"/") if part not in (b"", b".")]
+    want_directory = path.endswith(b"/")
+    parents = [os.dup(root_fd)]
+    followed = 0
+    try:
+        while pending:
+            part = pending.pop(0)
+            if part == b"..":
+                if len(parents) > 1:
+                    os.close(parents.pop())
+                continue
+            last = not pending
+            try:
+                fd = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parents[-1])
+            except FileNotFoundError:
+                if last and flags & os.O_CREAT:
+                    return os.open(part, flags | os.O_NOFOLLOW, mode, dir_fd=parents[-1])
+                raise
+            kind = os.fstat(fd).st_mode
+            follow = stat.S_ISLNK(kind) and (not last or want_directory or not flags & os.O_NOFOLLOW)
+            if follow:
+                os.close(fd)
+                followed += 1
+                if followed > MAX_SYMLINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fsdecode(path))
+                link = os.readlink(part, dir_fd=parents[-1])
+                if link.startswith(b"/"):
+                    while len(parents) > 1:
+                        os.close(parents.pop())
+                pending[:0] = [step for step in link.split(b"/") if step not in (b"", b".")]
+            elif last:
+                os.close(fd)
+                extra = os.O_DIRECTORY if want_directory else 0
+                return os.open(part, flags | extra | os.O_NOFOLLOW, mode, dir_fd=parents[-1])
+            elif stat.S_ISDIR(kind):
+                parents.append(fd)
+            else:
+                os.close(fd)
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fsdecode(path))
+        return os.open(b".", flags & ~os.O_CREAT, mode, dir_fd=parents[-1])
+    finally:
+        for fd in parents:
+            os.close(fd)
+
+
+def mount_points(below: PathLike) -> list[str]:
+    """Where something is mounted at or below a directory, deepest first. Works for bind mounts too."""
+    base = os.path.realpath(os.fsdecode(below))
+    found = []
+    with open("/proc/self/mountinfo", "rb") as lines:
+        for line in lines:
+            path = os.fsdecode(_OCTAL.sub(lambda match: bytes([int(match[1], 8)]), line.split(b" ", 5)[4]))
+            if path == base or path.startswith(f"{base}/"):
+                found.append(path)
+    return sorted(found, key=len, reverse=True)
+
+
+def is_mount_point(path: PathLike) -> bool:
+    """Whether something is mounted exactly there; False also when the path is gone."""
+    return os.path.realpath(os.fsdecode(path)) in mount_points(path)
