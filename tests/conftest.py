@@ -1,0 +1,114 @@
+"""What the whole suite shares: one registry, one engine, and the check that nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.compat import images
+from tests.engine_process import DOCKER, EngineProcess, running_engine, wait_until
+from tests.leftovers import Leftovers, leftovers, open_descriptors, wait_for_no_leftovers
+from tests.registry_process import running_registry
+
+IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `root` are skipped, with the reason, where the suite runs as an ordinary user."""
+    if os.geteuid() == 0:
+        return
+    for item in items:
+        if item.get_closest_marker("root"):
+            item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_behind() -> Iterator[Leftovers]:
+    """The machine after the suite is the machine before it."""
+    if os.geteuid() != 0:
+        yield leftovers()
+        return
+    forwarding = IP_FORWARD.read_text()
+    before = leftovers()
+    yield before
+    # An engine switches forwarding on for its containers, as dockerd does, and leaves it on.
+    IP_FORWARD.write_text(forwarding)
+    added = wait_for_no_leftovers(before)
+    assert added == {}, f"the suite left behind: {added}"
+
+
+@pytest.fixture(scope="session")
+def registry(nothing_left_behind: Leftovers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`host:port` of a docker-registry on loopback."""
+    with running_registry(tmp_path_factory.mktemp("registry")) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def busybox(registry: str) -> str:
+    """A pushed image with a shell: two layers, `sh` as its command."""
+    images.push(registry, "busybox", "1.0", images.busybox_image())
+    return f"{registry}/busybox:1.0"
+
+
+@pytest.fixture(scope="session")
+def app(registry: str) -> str:
+    """A pushed image that sets entrypoint, user, environment, labels, a volume and a port."""
+    images.push(registry, "team/app", "v1", images.app_image())
+    return f"{registry}/team/app:v1"
+
+
+@pytest.fixture(scope="session")
+def docker_cli() -> str:
+    """The path of the Docker CLI; tests of it are skipped where there is none."""
+    if DOCKER is None:
+        pytest.skip("no docker CLI on this machine")
+    return DOCKER
+
+
+@pytest.fixture(scope="session")
+def shared_engine(
+    nothing_left_behind: Leftovers, tmp_path_factory: pytest.TempPathFactory, busybox: str, app: str
+) -> Iterator[EngineProcess]:
+    """One engine for all tests that need neither flags nor a crash, with both images pulled.
+
+    At the end it holds exactly the descriptors it held at first, and the machine what it held before.
+    """
+    before = leftovers()
+    with running_engine(tmp_path_factory.mktemp("shared")) as engine:
+        for image in (busybox, app):
+            answer = engine.request("POST", f"/v1.39/images/create?fromImage={image}")
+            assert "error" not in answer.lines[-1], answer.body
+        # The first run opens what stays open (a bridge, the connection to a runtime).
+        created = engine.request("POST", "/v1.39/containers/create", {"Image": busybox, "Cmd": ["true"]}).json
+        for call in (f"{created['Id']}/start", f"{created['Id']}/wait"):
+            engine.request("POST", f"/v1.39/containers/{call}")
+        engine.remove_containers()
+        wait_until(lambda: engine.request("GET", "/v1.39/containers/json?all=1").json == [])
+        at_rest = leftovers()
+        descriptors = open_descriptors(engine.pid)
+
+        yield engine
+
+        assert engine.is_alive, f"the engine died during the tests:\n{engine.log_tail()}"
+        engine.remove_containers()
+        added = wait_for_no_leftovers(at_rest)
+        assert added == {}, f"removed containers left behind: {added}"
+        more = open_descriptors(engine.pid) - descriptors
+        assert not more or engine.is_reference, f"descriptors the engine did not close: {more}"
+        status = engine.stop()
+        assert status == 0, f"the engine ended with {status}:\n{engine.log_tail()}"
+    added = wait_for_no_leftovers(before)
+    assert added == {}, f"the engine left behind: {added}"
+
+
+@pytest.fixture
+def engine(shared_engine: EngineProcess) -> Iterator[EngineProcess]:
+    """The shared engine without containers, before and after."""
+    assert shared_engine.is_alive, f"the engine died in an earlier test:\n{shared_engine.log_tail()}"
+    yield shared_engine
+    if shared_engine.is_alive:
+        shared_engine.remove_containers()
