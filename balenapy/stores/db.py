@@ -11,7 +11,8 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,13 +31,13 @@ MIGRATIONS: tuple[str, ...] = (
     """
     CREATE TABLE setting(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
-    -- Registry documents, by digest of their exact bytes.
+    -- Registry documents (manifests, indexes, image configs), by digest of their exact bytes.
     CREATE TABLE document(digest TEXT PRIMARY KEY, media_type TEXT NOT NULL, bytes BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE image(
         image_id TEXT PRIMARY KEY,          -- digest of the config document
+        chain_id TEXT NOT NULL,             -- of its whole stack; '' without layers
         parent TEXT NOT NULL DEFAULT '',    -- image_id it was built or committed from
-        created_ns INTEGER NOT NULL,
-        size_bytes INTEGER NOT NULL,
+        size_bytes INTEGER NOT NULL,        -- sum of its layers' diffs
         last_tagged_ns INTEGER NOT NULL DEFAULT 0
     ) WITHOUT ROWID;
     CREATE TABLE reference(
@@ -53,10 +54,16 @@ MIGRATIONS: tuple[str, ...] = (
         key TEXT UNIQUE,
         parent TEXT NOT NULL DEFAULT '',    -- chain_id
         diff_id TEXT NOT NULL DEFAULT '',
-        size_bytes INTEGER NOT NULL DEFAULT 0
+        size_bytes INTEGER NOT NULL DEFAULT 0,  -- sum of the regular files of the diff, as the API tells it
+        disk_bytes INTEGER NOT NULL DEFAULT 0   -- what the directory takes on disk
     ) WITHOUT ROWID;
+    -- A blob that is arriving. `length` bytes are certain to be on disk; in the same boot all of the file is.
     CREATE TABLE ingest(
-        digest TEXT PRIMARY KEY, reference TEXT NOT NULL, length INTEGER NOT NULL, expires_ns INTEGER NOT NULL
+        digest TEXT PRIMARY KEY,
+        size_bytes INTEGER NOT NULL,
+        length INTEGER NOT NULL,
+        boot_id TEXT NOT NULL,
+        expires_ns INTEGER NOT NULL
     ) WITHOUT ROWID;
     CREATE TABLE lease(name TEXT PRIMARY KEY, created_ns INTEGER NOT NULL, expires_ns INTEGER NOT NULL) WITHOUT ROWID;
     CREATE TABLE lease_item(
@@ -78,6 +85,7 @@ class Database:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._limiter = trio.CapacityLimiter(1)
+        self._order = trio.Lock()
 
     @classmethod
     def open(cls, path: Path) -> Database:
@@ -126,6 +134,22 @@ class Database:
         Cancellation: before it starts, nothing happened; once started it always commits and returns.
         """
         return await trio.to_thread.run_sync(self.transaction_nowait, fn, limiter=self._limiter)
+
+    async def change(self, fn: Callable[[sqlite3.Connection], T], apply: Callable[[T], None]) -> T:
+        """`transaction(fn)`, then `apply(result)` to the records in memory, in the order of the commits.
+
+        Without it two tasks may wake in the other order than their transactions committed (Trio shuffles).
+        """
+        async with self._order:
+            result = await self.transaction(fn)
+            apply(result)
+            return result
+
+    @asynccontextmanager
+    async def ordered(self) -> AsyncIterator[None]:
+        """A time in which no `change` is under way."""
+        async with self._order:
+            yield
 
     def close(self) -> None:
         self._connection.close()

@@ -1,0 +1,407 @@
+"""Snapshots: the directories that overlay mounts are made of.
+
+A snapshot is *committed* (one layer's diff, never changed again, named by its chain_id) or *active* (a
+container's writable layer, named by its key). Each is a directory with a random name:
+
+    snapshots/<random>/diff/            the files; upper layer of an active snapshot
+    snapshots/<random>/work/            active: overlayfs's work directory
+    snapshots/<random>/init/            active: a layer just under `diff` that its creator fills
+    snapshots/<random>/tar-split.zst    committed: rebuilds the layer's exact tar
+
+The row makes it a snapshot. A directory without a row is unfinished or abandoned and goes to the trash at start.
+
+Journey of a layer: `new_directory`, unpack into it and sync it (the worker does), `commit` in one transaction,
+or `discard`. Journey of a container: `prepare`, `mounts`, `remove`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sqlite3
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from balenapy.errors import Conflict, NotFound, SystemFailure
+from balenapy.linux import durable, syscalls
+from balenapy.stores.db import Database
+from balenapy.stores.trash import Trash
+
+log = logging.getLogger(__name__)
+
+Commit = Callable[[sqlite3.Connection], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A committed snapshot: one layer on top of its parent's chain."""
+
+    path: Path
+    chain_id: str
+    parent: str  # chain_id, "" for the bottom layer
+    diff_id: str
+    size_bytes: int  # sum of the regular files in the diff
+    disk_bytes: int  # what the directory takes on disk
+
+    @property
+    def diff(self) -> Path:
+        return self.path / "diff"
+
+    @property
+    def tar_split(self) -> Path:
+        return self.path / "tar-split.zst"
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveSnapshot:
+    """A container's writable layer on top of a chain."""
+
+    path: Path
+    key: str
+    parent: str  # chain_id, "" for an image without layers
+
+    @property
+    def diff(self) -> Path:
+        return self.path / "diff"
+
+    @property
+    def work(self) -> Path:
+        return self.path / "work"
+
+    @property
+    def init(self) -> Path:
+        return self.path / "init"
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayDirs:
+    """What one overlay mount is made of; `lower` is top first, its first entry the init layer."""
+
+    lower: tuple[Path, ...]
+    upper: Path
+    work: Path
+
+
+class Snapshots:
+    """All snapshots. Reads are of records in memory; each change is one transaction."""
+
+    def __init__(self, db: Database, data_root: Path, exec_root: Path, limiter: trio.CapacityLimiter) -> None:
+        """Load the rows. Blocks: for start.
+
+        Args:
+            limiter: the threads for work on files.
+        """
+        self._db = db
+        self._root = data_root / "snapshots"
+        self._views = exec_root / "views"
+        self._limiter = limiter
+        self.trash = Trash(data_root / "trash", limiter)
+        self._root.mkdir(mode=0o710, parents=True, exist_ok=True)
+        self._layers: dict[str, Layer] = {}
+        self._active: dict[str, ActiveSnapshot] = {}
+        self._pins: Counter[str] = Counter()  # chain_ids that somebody reads at the moment
+        self._unfinished: set[str] = set()  # directories without a row that somebody is writing
+        self._load()
+
+    def _load(self) -> None:
+        rows = self._db.query(
+            "SELECT directory, kind, chain_id, key, parent, diff_id, size_bytes, disk_bytes FROM snapshot"
+        )
+        for directory, kind, chain_id, key, parent, diff_id, size_bytes, disk_bytes in rows:
+            path = self._root / str(directory)
+            if kind == "active":
+                self._active[str(key)] = ActiveSnapshot(path, str(key), str(parent))
+            else:
+                self._layers[str(chain_id)] = Layer(
+                    path, str(chain_id), str(parent), str(diff_id), int(str(size_bytes)), int(str(disk_bytes))
+                )
+
+    # --- start
+
+    def recover(self) -> None:
+        """Bring the disk to what the rows say: names only, so it is fast. Blocks: for start.
+
+        Directories without a row go to the trash. An active snapshot whose directories a power cut took is
+        given empty ones: nothing was written there that had been made durable.
+        """
+        self._unmount_views()
+        known = {layer.path.name for layer in self._layers.values()}
+        known.update(active.path.name for active in self._active.values())
+        with os.scandir(self._root) as entries:
+            abandoned = [Path(entry.path) for entry in entries if entry.name not in known]
+        for path in abandoned:
+            log.info("abandoned snapshot directory path=%s", path)
+        self.trash.discard_nowait(*abandoned)
+        self.trash.wake()
+        for active in self._active.values():
+            if _make_active(active):
+                log.warning("writable layer was missing and is empty now key=%s path=%s", active.key, active.path)
+        for layer in self._layers.values():
+            if not layer.diff.is_dir():
+                log.error("layer is missing on disk chain_id=%s path=%s", layer.chain_id, layer.path)
+
+    def _unmount_views(self) -> None:
+        self._views.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in syscalls.mount_points(self._views):
+            syscalls.umount2(path)
+        for view in self._views.iterdir():
+            view.rmdir()
+
+    # --- committed layers
+
+    def find(self, chain_id: str) -> Layer | None:
+        """The committed layer of that name."""
+        return self._layers.get(chain_id)
+
+    def chain(self, chain_id: str) -> tuple[Layer, ...]:
+        """The layers of a stack, top first; empty for "".
+
+        Raises: SystemFailure, when a layer is not there.
+        """
+        layers = []
+        while chain_id:
+            layer = self._layers.get(chain_id)
+            if layer is None:
+                raise SystemFailure(f"layer does not exist: {chain_id}")
+            layers.append(layer)
+            chain_id = layer.parent
+        return tuple(layers)
+
+    def size_bytes(self, chain_id: str) -> int:
+        """Sum of the layers' diffs: what the API calls the size of an image."""
+        return sum(layer.size_bytes for layer in self.chain(chain_id))
+
+    def layers(self) -> Iterator[Layer]:
+        return iter(self._layers.values())
+
+    async def new_directory(self, description: bytes = b"") -> Path:
+        """Make `snapshots/<random>/` for a layer that is about to be unpacked. No row names it yet.
+
+        Args:
+            description: goes into `layer.json` beside the files, so that the layer can be told without a row.
+        Cancellation: nothing is left.
+        """
+        path = self._root / secrets.token_hex(8)
+
+        def make() -> None:
+            path.mkdir(mode=0o710)
+            (path / "diff").mkdir()
+            (path / "diff").chmod(0o755)  # whatever our umask
+            if description:
+                (path / "layer.json").write_bytes(description)
+
+        self._unfinished.add(path.name)
+        try:
+            await trio.to_thread.run_sync(make, limiter=self._limiter)
+        except BaseException:
+            self._unfinished.discard(path.name)
+            raise
+        return path
+
+    async def discard(self, path: Path) -> None:
+        """Give up a directory that `new_directory` made."""
+        await self.trash.discard(path)
+        self._unfinished.discard(path.name)
+
+    async def commit(self, layer: Layer, also: Commit | None = None) -> None:
+        """Make a synced directory a layer: one transaction, together with what `also` does.
+
+        Raises: Conflict, when the chain_id exists; SystemFailure, when its parent does not.
+        """
+
+        def insert(connection: sqlite3.Connection) -> None:
+            durable.step("commit layer")
+            self._check_parent(connection, layer.parent)
+            try:
+                connection.execute(
+                    "INSERT INTO snapshot(directory, kind, chain_id, parent, diff_id, size_bytes, disk_bytes) "
+                    "VALUES(?, 'committed', ?, ?, ?, ?, ?)",
+                    (
+                        layer.path.name,
+                        layer.chain_id,
+                        layer.parent,
+                        layer.diff_id,
+                        layer.size_bytes,
+                        layer.disk_bytes,
+                    ),
+                )
+            except sqlite3.IntegrityError as error:
+                raise Conflict(f"layer exists already: {layer.chain_id}") from error
+            if also is not None:
+                also(connection)
+
+        def apply(_: None) -> None:
+            self._layers[layer.chain_id] = layer
+            self._unfinished.discard(layer.path.name)
+
+        await self._db.change(insert, apply)
+
+    @staticmethod
+    def _check_parent(connection: sqlite3.Connection, chain_id: str) -> None:
+        """A collection may have come between the caller's look at the records and this transaction."""
+        if chain_id and not connection.execute("SELECT 1 FROM snapshot WHERE chain_id = ?", (chain_id,)).fetchone():
+            raise SystemFailure(f"layer does not exist: {chain_id}")
+
+    # --- containers' layers
+
+    async def prepare(
+        self,
+        key: str,
+        parent: str,
+        *,
+        fill: Callable[[Path], None] | None = None,
+        also: Commit | None = None,
+    ) -> ActiveSnapshot:
+        """Make a writable layer on top of a chain, all in one durable step.
+
+        Args:
+            key: the container's id. parent: chain_id of its image, "" for none.
+            fill: writes into the init layer, in a thread.
+            also: what else the same transaction writes (the container's own rows). What it raises undoes all.
+        Raises: Conflict, when the key exists; SystemFailure, when the parent does not.
+        Cancellation: nothing is left.
+        """
+        active = ActiveSnapshot(self._root / secrets.token_hex(8), key, parent)
+
+        def insert(connection: sqlite3.Connection) -> None:
+            durable.step("prepare snapshot")
+            try:
+                connection.execute(
+                    "INSERT INTO snapshot(directory, kind, key, parent) VALUES(?, 'active', ?, ?)",
+                    (active.path.name, key, parent),
+                )
+            except sqlite3.IntegrityError as error:
+                raise Conflict(f"snapshot exists already: {key}") from error
+            self._check_parent(connection, parent)
+            if also is not None:
+                also(connection)
+            try:
+                _make_active(active)
+                if fill is not None:
+                    fill(active.init)
+            except OSError as error:
+                raise SystemFailure(f"cannot make {active.path}: {error.strerror}") from error
+
+        def apply(_: None) -> None:
+            self._active[key] = active
+
+        try:
+            await self._db.change(insert, apply)
+        except Exception:
+            await self.trash.discard(active.path)
+            raise
+        return active
+
+    def get(self, key: str) -> ActiveSnapshot:
+        """Raises: NotFound."""
+        try:
+            return self._active[key]
+        except KeyError:
+            raise NotFound(f"snapshot does not exist: {key}") from None
+
+    def mounts(self, key: str) -> OverlayDirs:
+        """What to mount for this key. Raises: NotFound; SystemFailure, when a layer is not there."""
+        active = self.get(key)
+        lower = (active.init, *(layer.diff for layer in self.chain(active.parent)))
+        return OverlayDirs(lower, active.diff, active.work)
+
+    async def remove(self, key: str, also: Commit | None = None) -> None:
+        """Remove a writable layer; one that is gone already is fine. The transaction first, the files later.
+
+        Args:
+            also: what else the same transaction does (delete the container's rows).
+        """
+        active = self._active.get(key)
+
+        def delete(connection: sqlite3.Connection) -> None:
+            durable.step("remove snapshot")
+            connection.execute("DELETE FROM snapshot WHERE key = ?", (key,))
+            if also is not None:
+                also(connection)
+
+        def apply(_: None) -> None:
+            self._active.pop(key, None)
+
+        await self._db.change(delete, apply)
+        if active is not None:
+            await self.trash.discard(active.path)
+
+    def active(self) -> Iterator[ActiveSnapshot]:
+        return iter(self._active.values())
+
+    async def size_rw(self, key: str) -> int:
+        """Sum of the regular files in the writable layer, by walking it."""
+        path = self.get(key).diff
+        apparent, _ = await trio.to_thread.run_sync(durable.tree_size, path, limiter=self._limiter)
+        return apparent
+
+    # --- reading an image's files
+
+    @asynccontextmanager
+    async def view(self, chain_id: str) -> AsyncIterator[Path]:
+        """Mount a stack read-only for as long as the block lasts.
+
+        Raises: SystemFailure.
+        """
+        async with self.pinned(chain_id):
+            target = self._views / secrets.token_hex(8)
+            lower = [layer.diff for layer in self.chain(chain_id)]
+            await trio.to_thread.run_sync(partial(_mount_view, target, lower), limiter=self._limiter)
+            try:
+                yield target
+            finally:
+                # Lazy, so it never blocks; whoever still holds a file open keeps it until he closes it.
+                syscalls.unmount_if_mounted(target)
+                target.rmdir()
+
+    @asynccontextmanager
+    async def pinned(self, chain_id: str) -> AsyncIterator[None]:
+        """Keep a stack from being collected for as long as the block lasts."""
+        async with self._db.ordered():  # no collection is between its decision and its commit
+            self.chain(chain_id)
+            self._pins[chain_id] += 1
+        try:
+            yield
+        finally:
+            self._pins[chain_id] -= 1
+            self._pins += Counter()  # drops zeros
+
+    # --- collection
+
+    def pins(self) -> tuple[str, ...]:
+        """Chains that are being read."""
+        return tuple(self._pins)
+
+    def forget(self, chain_ids: list[str]) -> list[Path]:
+        """Drop the records of layers whose rows a collection deleted; returns their directories."""
+        return [self._layers.pop(chain_id).path for chain_id in chain_ids if chain_id in self._layers]
+
+
+def _make_active(active: ActiveSnapshot) -> bool:
+    """Make what is missing of an active snapshot's directories; says whether anything was."""
+    made = False
+    for path, mode in ((active.path, 0o710), (active.diff, 0o755), (active.work, 0o700), (active.init, 0o755)):
+        try:
+            path.mkdir()
+            path.chmod(mode)  # whatever our umask: that of `diff` is the mode of the container's `/`
+            made = True
+        except FileExistsError:
+            continue
+    return made
+
+
+def _mount_view(target: Path, lower: list[Path]) -> None:
+    try:
+        target.mkdir(mode=0o700)
+        if lower:
+            syscalls.mount_overlay(target, lower)
+    except OSError as error:
+        target.rmdir()
+        raise SystemFailure(f"cannot mount {target}: {error.strerror}") from error
