@@ -1,0 +1,104 @@
+"""The text of /etc/hosts and /etc/resolv.conf of a container.
+
+Source: libnetwork etchosts, resolvconf; BEHAVIOUR of the default bridge: no DNS server of our own there, the
+container gets the host's name servers minus those it could not reach.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+DEFAULT_NAMESERVERS = ("8.8.8.8", "8.8.4.4")  # libnetwork resolvconf.defaultIPv4Dns
+EMBEDDED_NAMESERVER = "127.0.0.11"
+
+_HOSTS_HEAD = (
+    ("127.0.0.1", "localhost"),
+    ("::1", "localhost ip6-localhost ip6-loopback"),
+    ("fe00::0", "ip6-localnet"),
+    ("ff00::0", "ip6-mcastprefix"),
+    ("ff02::1", "ip6-allnodes"),
+    ("ff02::2", "ip6-allrouters"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvConf:
+    nameservers: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+    def render(self) -> str:
+        lines = [f"search {' '.join(self.search)}"] if self.search else []
+        lines += [f"nameserver {server}" for server in self.nameservers]
+        lines += [f"options {' '.join(self.options)}"] if self.options else []
+        return "".join(f"{line}\n" for line in lines)
+
+
+def parse_resolv_conf(text: str) -> ResolvConf:
+    """Read what matters of a resolv.conf; the last `search` (or `domain`) line wins, as in libc."""
+    servers: list[str] = []
+    search: tuple[str, ...] = ()
+    options: list[str] = []
+    for line in text.splitlines():
+        word, *rest = re.split(r"[#;]", line, maxsplit=1)[0].split() or [""]
+        if word == "nameserver" and rest:
+            servers.append(rest[0])
+        elif word in ("search", "domain") and rest:
+            search = tuple(rest)
+        elif word == "options":
+            options += rest
+    return ResolvConf(tuple(servers), search, tuple(options))
+
+
+def container_resolv_conf(
+    host: ResolvConf,
+    dns: Sequence[str] = (),
+    search: Sequence[str] = (),
+    options: Sequence[str] = (),
+    *,
+    ipv6: bool = False,
+) -> ResolvConf:
+    """What a container on the default bridge resolves with; what it (or the daemon) sets replaces the host's."""
+    servers = (
+        tuple(dns)
+        or tuple(one for one in host.nameservers if _is_reachable(one, ipv6))
+        or DEFAULT_NAMESERVERS
+    )
+    chosen_search = tuple(search) or host.search
+    return ResolvConf(
+        servers,
+        () if chosen_search == (".",) else chosen_search,  # "." means: none
+        tuple(options) or host.options,
+    )
+
+
+def _is_reachable(server: str, ipv6: bool) -> bool:
+    try:
+        address = ip_address(server.partition("%")[0])
+    except ValueError:
+        return False
+    return not address.is_loopback and (address.version == 4 or ipv6)
+
+
+def hosts_text(lines: Iterable[tuple[str, str]]) -> str:
+    """/etc/hosts with these (address, names) behind the fixed head."""
+    return "".join(f"{address}\t{names}\n" for address, names in (*_HOSTS_HEAD, *lines))
+
+
+def own_names(hostname: str, domainname: str) -> str:
+    """`host.domain host`, or just `host`. A hostname that has a dot in it is already full.
+
+    Source: moby container.BuildHostsFiles: `name.domain name`, split at the first dot.
+    """
+    full = f"{hostname}.{domainname}" if domainname else hostname
+    short = hostname.partition(".")[0] if not domainname else hostname
+    return full if full == short else f"{full} {short}"
+
+
+def parse_extra_host(text: str) -> tuple[str, str]:
+    """`name:address` -> (address, name). The form was checked at create."""
+    name, _, address = text.partition(":")
+    return address, name
