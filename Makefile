@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 .PHONY: demo test lint venv run bench constraints clean deps deps-test
 
 demo: venv deps ## pull, run, read logs, exec, stop: on a private socket and data root
-	$(BIN)/python tests/demo.py
+	$(BIN)/python -m tests.demo
 
 test: venv deps deps-test ## every test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -1,0 +1,33 @@
+"""README names every option and every environment variable that the code reads."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from balenapy.config import OPTIONS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_every_option_is_in_the_configuration_table() -> None:
+    expected = []
+    for option in OPTIONS:
+        flag = f"`--{option.flag}`" + (f", `-{option.short}`" if option.short else "")
+        key = f"`{option.file_key}`" if option.file_key != "-" else ""
+        reloadable = " (reloadable)" if option.reloadable else ""
+        expected.append(f"| {flag} | {key} | {option.help}{reloadable} |")
+    rows = [line for line in README.splitlines() if line.startswith("| `--")]
+
+    assert expected == rows
+
+
+def test_every_environment_variable_the_code_reads_is_named() -> None:
+    read = set()
+    for source in (ROOT / "balenapy").rglob("*.py"):
+        read |= set(re.findall(r"""environ(?:\.get\(|\.pop\(|\[)["']([A-Z_]+)["']""", source.read_text()))
+    internal = {name for name in read if name.startswith("BALENAPY_")} | {"PATH"}
+
+    assert set() == {name for name in read - internal if f"`{name}`" not in README}
+    assert read
