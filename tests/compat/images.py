@@ -115,9 +115,7 @@ def device(name: str, major: int, minor: int) -> tarfile.TarInfo:
     return entry
 
 
-def file(
-    name: str, data: bytes = b"", mode: int = 0o644, uid: int = 0, gid: int = 0
-) -> tuple[tarfile.TarInfo, bytes]:
+def file(name: str, data: bytes = b"", mode: int = 0o644, uid: int = 0, gid: int = 0) -> tuple[tarfile.TarInfo, bytes]:
     entry = tarfile.TarInfo(name)
     entry.size, entry.mode, entry.uid, entry.gid = len(data), mode, uid, gid
     return entry, data
@@ -215,9 +213,7 @@ def push(registry: str, repository: str, tag: str, image: Image) -> str:
             upload = f"{location}{'&' if '?' in location else '?'}digest={name}"
             answer = call("PUT", upload, blob, **{"Content-Type": "application/octet-stream"})
             assert answer.status == 201, f"{upload}: {answer.status} {answer.reason}"
-        answer = call(
-            "PUT", f"/v2/{repository}/manifests/{tag}", image.manifest, **{"Content-Type": MANIFEST_TYPE}
-        )
+        answer = call("PUT", f"/v2/{repository}/manifests/{tag}", image.manifest, **{"Content-Type": MANIFEST_TYPE})
         assert answer.status == 201, f"{repository}:{tag}: {answer.status} {answer.reason}"
         return digest(image.manifest)
     finally:
