@@ -169,7 +169,7 @@ async def _main(config: Config) -> None:
                     systemd.notify("STOPPING=1")
                     log.info("stopping: containers stay as they are")
                     server.stop_accepting(listeners)
-                    await trio.sleep(0)
+                    await trio.lowlevel.checkpoint()
                     front.cancel_scope.cancel()
                 await engine.supervisors.shutdown()
                 engine_nursery.cancel_scope.cancel()

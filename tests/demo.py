@@ -1,7 +1,8 @@
 """`make demo`: the engine does its main job on real input, before your eyes.
 
-A private socket, data root and bridge; a registry on loopback; an image made of Debian's busybox-static. The ordinary docker
-CLI does the work when there is one, else our own. Everything is gone afterwards, and a second run does just as well.
+A private socket, data root and bridge; a registry on loopback; an image made of Debian's busybox-static. The
+ordinary docker CLI does the work when there is one, else our own. Everything is gone afterwards, and a second run
+does just as well.
 """
 
 from __future__ import annotations

@@ -34,7 +34,9 @@ class EngineAnswer(ClientError):
 class Response:
     """One answer: status, headers and a body that is read once, whole or in pieces."""
 
-    def __init__(self, connection: socket.socket, protocol: h11.Connection, head: h11.Response) -> None:
+    def __init__(
+        self, connection: socket.socket, protocol: h11.Connection, head: h11.Response | h11.InformationalResponse
+    ) -> None:
         self._socket = connection
         self._protocol = protocol
         self.status = head.status_code
@@ -96,7 +98,11 @@ class Client:
         try:
             if scheme == "unix":
                 connection = socket.socket(socket.AF_UNIX)
-                connection.connect(rest)
+                try:
+                    connection.connect(rest)
+                except OSError:
+                    connection.close()
+                    raise
                 return connection
             if scheme == "tcp":
                 name, _, port = rest.rpartition(":")
@@ -149,11 +155,10 @@ class Client:
             connection.sendall(out)
             while True:
                 event = _next_event(connection, protocol)
-                if isinstance(event, h11.Response):
+                if isinstance(event, h11.Response) or (
+                    isinstance(event, h11.InformationalResponse) and event.status_code == 101
+                ):
                     return Response(connection, protocol, event)
-                if isinstance(event, h11.InformationalResponse) and event.status_code == 101:
-                    head = h11.Response(status_code=101, headers=list(event.headers), reason=event.reason)
-                    return Response(connection, protocol, head)
                 if isinstance(event, h11.ConnectionClosed):
                     raise ClientError("the engine closed the connection without an answer")
         except (OSError, h11.RemoteProtocolError) as error:
