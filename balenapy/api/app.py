@@ -56,7 +56,7 @@ from balenapy import version
 from balenapy.api.errors import status_of, unwrap
 from balenapy.api.hijack import EngineHTTPConnection, Hijack, StreamedBody
 from balenapy.api.response import Response, StreamResponse, error_response
-from balenapy.core import gojson
+from balenapy.core import wire
 from balenapy.errors import EngineError, InvalidParameter, SystemFailure
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class App(QuartTrio):
 
     request_class = Request
     asgi_http_class = EngineHTTPConnection
-    url_rule_class = EngineRule
+    url_rule_class = EngineRule  # type: ignore[assignment]
 
     def __init__(self, *, experimental: bool = False, cors: str = "") -> None:
         super().__init__("balenapy.api", static_folder=None, template_folder=None, root_path="/")
@@ -129,21 +129,19 @@ class App(QuartTrio):
         if cors:
             self._version_error_headers |= {
                 "Access-Control-Allow-Origin": cors,
-                "Access-Control-Allow-Headers": (
-                    "Origin, X-Requested-With, Content-Type, Accept, X-Registry-Auth"
-                ),
+                "Access-Control-Allow-Headers": ("Origin, X-Requested-With, Content-Type, Accept, X-Registry-Auth"),
                 "Access-Control-Allow-Methods": "HEAD, GET, POST, DELETE, PUT, OPTIONS",
             }
         self._headers = self._version_error_headers | {"Docker-Experimental": str(experimental).lower()}
 
     async def answer(self, request: Request) -> tuple[Answer, Mapping[str, str]]:
         """Route one request; return the answer and the headers that go with every matched route."""
-        clean = clean_path(request.path)
-        if clean != request.path:
+        path: str = request.scope["path"]  # `request.path` has its leading slashes merged
+        clean = clean_path(path)
+        if clean != path:
             query = request.query_string.decode("latin-1")
             location = quote(clean, safe="/$&+,:;=@!'()*~") + (f"?{query}" if query else "")
             return Response(301, headers={"Location": location}), {}
-        path = request.path
         if prefixed := VERSION_PREFIX.fullmatch(path):
             request.api_version, path = prefixed.groups()
         request.route_path = path
@@ -202,15 +200,11 @@ def route(app: App, method: str, path: str, handler: Handler) -> None:
 
 
 @overload
-async def json_body(
-    request: Request, cls: type[T], *, refuse: type[EngineError] = InvalidParameter
-) -> T | None: ...
+async def json_body(request: Request, cls: type[T], *, refuse: type[EngineError] = InvalidParameter) -> T | None: ...
 
 
 @overload
-async def json_body(
-    request: Request, cls: None = None, *, refuse: type[EngineError] = InvalidParameter
-) -> Any: ...
+async def json_body(request: Request, cls: None = None, *, refuse: type[EngineError] = InvalidParameter) -> Any: ...
 
 
 async def json_body(
@@ -227,20 +221,13 @@ async def json_body(
     check_json_type(request)
     data = await request.body.read(MAX_JSON_BYTES)
     try:
-        value = gojson.loads(data)
-    except gojson.JSONError as error:
-        text = str(error)
+        value = wire.parse_json(data)
+        return value if cls is None or value is None else wire.decode(cls, value)
+    except wire.MalformedJSON as error:
+        text = error.message
         if text == "EOF" and refuse is not SystemFailure:
             text = "got EOF while reading request body"
         raise refuse(text) from None
-    if cls is None or value is None:
-        return value
-    from balenapy.core import wire
-
-    try:
-        return wire.decode(cls, value)
-    except EngineError as error:
-        raise refuse(error.message) from None
 
 
 def check_json_type(request: Request) -> None:
@@ -288,9 +275,7 @@ def _refuse_version(asked: str) -> str:
             "please upgrade your client to a newer version"
         )
     if numbers > _numbers(version.API_VERSION):
-        return (
-            f"client version {asked} is too new. Maximum supported API version is {version.API_VERSION}"
-        )
+        return f"client version {asked} is too new. Maximum supported API version is {version.API_VERSION}"
     return ""
 
 

@@ -53,7 +53,8 @@ class StreamedBody(TrioBody):
         self._send, self._receive = trio.open_memory_channel[bytes](0)
         self._abandoned = False
         self._drained_bytes = 0
-        self._ended = trio.Event()
+        self._ended = False
+        self._settled = trio.Event()  # ended, or too long to drain
 
     async def put(self, data: bytes) -> None:
         """Hand a piece to the handler, or throw it away when nobody will read it."""
@@ -65,11 +66,13 @@ class StreamedBody(TrioBody):
                 self._abandoned = True
         self._drained_bytes += len(data)
         if self._drained_bytes > DRAIN_BYTES:
+            self._settled.set()
             await trio.sleep_forever()  # let the client's buffers fill; the connection is about to be closed
 
     def set_complete(self) -> None:
         self._send.close()
-        self._ended.set()
+        self._ended = True
+        self._settled.set()
 
     def abandon(self) -> None:
         """Nobody will read the rest."""
@@ -79,10 +82,11 @@ class StreamedBody(TrioBody):
     @property
     def is_complete(self) -> bool:
         """Whether the end of the body arrived from the client."""
-        return self._ended.is_set()
+        return self._ended
 
-    async def wait_complete(self) -> None:
-        await self._ended.wait()
+    async def wait_settled(self) -> None:
+        """Until the end arrived, or so much that waiting for it is pointless."""
+        await self._settled.wait()
 
     def __aiter__(self) -> StreamedBody:
         return self
@@ -259,9 +263,7 @@ class EngineHTTPConnection(TrioASGIHTTPConnection):
         fields = answer.head(engine_headers)
         if not await self._drain(request):
             fields.append((b"Connection", b"close"))
-        await send(
-            {"type": "http.engine.whole", "status": answer.status, "headers": fields, "body": answer.body}
-        )
+        await send({"type": "http.engine.whole", "status": answer.status, "headers": fields, "body": answer.body})
 
     async def _stream(
         self, request: Request, answer: StreamResponse, engine_headers: Mapping[str, str], send: Send
@@ -286,12 +288,13 @@ class EngineHTTPConnection(TrioASGIHTTPConnection):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
         return None
 
-    async def _hijack(
-        self, request: Request, answer: Hijack, engine_headers: Mapping[str, str], send: Send
-    ) -> None:
+    async def _hijack(self, request: Request, answer: Hijack, engine_headers: Mapping[str, str], send: Send) -> None:
         request.body.abandon()
         # The protocol must be past the request before the connection can become raw.
-        await request.body.wait_complete()
+        await request.body.wait_settled()
+        if not request.body.is_complete:
+            await send({"type": "http.engine.abort"})
+            return
         self._raw = RawStream(send)
         await send({"type": "http.hijack.accept", "head": answer.head(engine_headers)})
         try:
@@ -307,6 +310,5 @@ class EngineHTTPConnection(TrioASGIHTTPConnection):
             return True
         request.body.abandon()
         with trio.move_on_after(DRAIN_S):
-            await request.body.wait_complete()
+            await request.body.wait_settled()
         return request.body.is_complete
-

@@ -77,9 +77,7 @@ class StreamResponse:
 
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """One JSON value and a newline, as the reference engine's `WriteJSON`."""
-    return Response(
-        status, gojson.dumps(value) + b"\n", {"Content-Type": "application/json", **(headers or {})}
-    )
+    return Response(status, gojson.dumps(value) + b"\n", {"Content-Type": "application/json", **(headers or {})})
 
 
 def empty_response(status: int = 204, headers: Mapping[str, str] | None = None) -> Response:
