@@ -379,9 +379,9 @@ class Snapshots:
         """Chains that are being read."""
         return tuple(self._pins)
 
-    def forget(self, chain_ids: list[str]) -> list[Path]:
-        """Drop the records of layers whose rows a collection deleted; returns their directories."""
-        return [self._layers.pop(chain_id).path for chain_id in chain_ids if chain_id in self._layers]
+    def forget(self, chain_ids: list[str]) -> list[Layer]:
+        """Drop the records of layers whose rows a collection deleted; their directories are the caller's."""
+        return [self._layers.pop(chain_id) for chain_id in chain_ids if chain_id in self._layers]
 
 
 def _make_active(active: ActiveSnapshot) -> bool:
