@@ -397,10 +397,7 @@ def _shm_mounts(host_config: HostConfig, inputs: SpecInputs) -> list[dict[str, A
 
 
 def _user_mounts(host_config: HostConfig, inputs: SpecInputs) -> list[dict[str, Any]]:
-    mounts = [
-        _mount(mount.destination, mount.type, mount.source, *mount.options)
-        for mount in inputs.mounts
-    ]
+    mounts = [_mount(mount.destination, mount.type, mount.source, *mount.options) for mount in inputs.mounts]
     taken = {mount["destination"] for mount in mounts}
     for destination, text in sorted((host_config.tmpfs or {}).items()):
         if destination in taken:
@@ -416,8 +413,7 @@ def _build_mounts(host_config: HostConfig, inputs: SpecInputs) -> list[dict[str,
     defaults = [
         mount
         for mount in [*_default_mounts(), *_shm_mounts(host_config, inputs)]
-        if mount["destination"] not in by_user
-        and not ("/dev" in by_user and mount["destination"].startswith("/dev/"))
+        if mount["destination"] not in by_user and not ("/dev" in by_user and mount["destination"].startswith("/dev/"))
     ]
     files = (
         ("/etc/resolv.conf", inputs.resolv_conf_path),

@@ -83,9 +83,7 @@ def custom_seccomp(profile: str, capabilities: Collection[str], architecture: st
         raise SystemFailure(f"Decoding seccomp profile failed: {error}") from error
 
 
-def _convert(
-    document: dict[str, Any], capabilities: Collection[str], architecture: str
-) -> dict[str, Any] | None:
+def _convert(document: dict[str, Any], capabilities: Collection[str], architecture: str) -> dict[str, Any] | None:
     rules = document.get("syscalls") or []
     action = document.get("defaultaction") or ""
     if not action and not rules:
@@ -106,18 +104,14 @@ def _convert(
         result["defaultErrnoRet"] = document["defaulterrnoret"]
     if architectures:
         result["architectures"] = list(architectures)
-    result["syscalls"] = [
-        _rule(rule) for rule in rules if _applies(rule, capabilities, architecture) and _names(rule)
-    ]
+    result["syscalls"] = [_rule(rule) for rule in rules if _applies(rule, capabilities, architecture) and _names(rule)]
     return result
 
 
 def _names(rule: dict[str, Any]) -> list[str]:
     name, names = rule.get("name") or "", rule.get("names") or []
     if name and names:
-        raise SystemFailure(
-            "'name' and 'names' were specified in the seccomp profile, use either 'name' or 'names'"
-        )
+        raise SystemFailure("'name' and 'names' were specified in the seccomp profile, use either 'name' or 'names'")
     return [name] if name else list(names)
 
 

@@ -91,9 +91,7 @@ def parse_unix(value: str) -> int:
     return int(match[1]) * SECOND_NS + int(fraction)
 
 
-_LOCAL = re.compile(
-    r"(\d{4}-\d\d-\d\d)(?:T(\d\d)(?::(\d\d)(?::(\d\d(?:\.\d+)?))?)?)?(Z|z|[+-]\d\d:\d\d)?", re.ASCII
-)
+_LOCAL = re.compile(r"(\d{4}-\d\d-\d\d)(?:T(\d\d)(?::(\d\d)(?::(\d\d(?:\.\d+)?))?)?)?(Z|z|[+-]\d\d:\d\d)?", re.ASCII)
 
 
 def parse_until(value: str, now_ns: int) -> int:
