@@ -51,7 +51,7 @@ async def test_cancelling_kills_and_reaps() -> None:
 
     assert scope.cancelled_caught
     with pytest.raises(ChildProcessError):
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222
     assert len(os.listdir("/proc/self/fd")) == before
 
 
