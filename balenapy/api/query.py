@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
+from balenapy.core.filters import Filters, parse_filters
+from balenapy.core.timefmt import parse_unix
 from balenapy.errors import EngineError, SystemFailure
 
 FALSE = frozenset(("", "0", "no", "false", "none"))
@@ -34,27 +36,28 @@ def integer(
     return atoi(text, refuse=refuse)
 
 
-def atoi(text: str, *, function: str = "Atoi", refuse: type[EngineError] = SystemFailure) -> int:
-    """Go's strconv.Atoi / ParseInt(…, 10, 64)."""
+def atoi(text: str, *, refuse: type[EngineError] = SystemFailure) -> int:
+    """Go's strconv.Atoi."""
     digits = text[1:] if text[:1] in ("+", "-") else text
     if not (digits.isascii() and digits.isdigit()):
-        raise refuse(f'strconv.{function}: parsing "{text}": invalid syntax')
+        raise refuse(f'strconv.Atoi: parsing "{text}": invalid syntax')
     if len(digits.lstrip("0")) > 19 or not -INT_MAX - 1 <= (value := int(text)) <= INT_MAX:
-        raise refuse(f'strconv.{function}: parsing "{text}": value out of range')
+        raise refuse(f'strconv.Atoi: parsing "{text}": value out of range')
     return value
 
 
 def timestamp_ns(args: Mapping[str, str], name: str) -> int | None:
     """`seconds[.nanoseconds]` as nanoseconds since the epoch; None when absent or empty.
 
-    Raises: SystemFailure `strconv.ParseInt: parsing "V": invalid syntax`.
-    Source: moby api/types/time/timestamp.go, ParseTimestamps.
+    Raises: MalformedTime (500) `strconv.ParseInt: parsing "V": invalid syntax`.
     """
     text = args.get(name, "")
-    if text == "":
-        return None
-    seconds, dot, fraction = text.partition(".")
-    whole = atoi(seconds, function="ParseInt")
-    if not dot:
-        return whole * 10**9
-    return whole * 10**9 + int(atoi(fraction, function="ParseInt") * 10.0 ** (9 - len(fraction)))
+    return parse_unix(text) if text else None
+
+
+def filters(args: Mapping[str, str], allowed: Collection[str] | None = None) -> Filters:
+    """The `filters` parameter; `allowed` None admits any key.
+
+    Raises: MalformedJSON (500), InvalidParameter `Invalid filter 'K'`.
+    """
+    return parse_filters(args.get("filters", ""), allowed)
