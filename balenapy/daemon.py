@@ -53,14 +53,15 @@ def run(config: Config) -> int:
     A start that fails says why on stderr and leaves nothing behind.
     """
     _configure_process(config)
+    status = 0
     try:
         with _exclusive(config), _pidfile(config.pidfile):
             trio.run(_main, config, strict_exception_groups=True)
     except* EngineError as group:
         for error in _leaves(group):
             log.critical("the daemon cannot run: %s", error)
-        return 1
-    return 0
+        status = 1  # `return` may not stand in an except* block
+    return status
 
 
 def _leaves(group: BaseExceptionGroup[EngineError]) -> Iterator[EngineError]:
