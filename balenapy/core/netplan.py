@@ -161,6 +161,10 @@ def bridge_batch(bridge: str, address: IPv4Interface, mac: str, mtu: int, *, cre
     return _lines(lines)
 
 
+def up_batch(name: str) -> str:
+    return _lines([f"link set dev {name} up"])
+
+
 def inside_batch(plan: EndpointPlan, host_netns: str) -> str:
     """Run inside the sandbox: make the pair, hand its other end to the host, set addresses and the default route."""
     inside = plan.inside_name

@@ -1,0 +1,44 @@
+"""Rows of networks. The dictionary in memory is what is read; a change is durable before it is seen."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+
+from balenapy.core import wire
+from balenapy.core.network import Network
+from balenapy.stores.db import Database
+
+
+class NetworkStore:
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._networks: dict[str, Network] = {}
+        for _, record in db.query("SELECT id, record FROM network ORDER BY id"):
+            network = wire.decode(Network, json.loads(str(record)))
+            self._networks[network.id] = network
+
+    def all(self) -> list[Network]:
+        return list(self._networks.values())
+
+    def find(self, network_id: str) -> Network | None:
+        return self._networks.get(network_id)
+
+    async def save(self, *networks: Network) -> None:
+        """Insert or replace, all in one transaction."""
+        rows = [(network.id, network.name, json.dumps(wire.encode(network))) for network in networks]
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.executemany("INSERT OR REPLACE INTO network(id, name, record) VALUES (?, ?, ?)", rows)
+
+        await self._db.transaction(write)
+        self._networks.update((network.id, network) for network in networks)
+
+    async def delete(self, network_id: str) -> None:
+        """Forget one; again is fine."""
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM network WHERE id = ?", (network_id,))
+
+        await self._db.transaction(write)
+        self._networks.pop(network_id, None)
