@@ -268,3 +268,25 @@ def mount_points(below: PathLike) -> list[str]:
 def is_mount_point(path: PathLike) -> bool:
     """Whether something is mounted exactly there; False also when the path is gone."""
     return os.path.realpath(os.fsdecode(path)) in mount_points(path)
+
+
+_PR_SET_PDEATHSIG = 1
+_IOPRIO_WHO_PROCESS = 1
+_IOPRIO_CLASS_SHIFT = 13
+_SYS_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "armv8l": 314, "armv7l": 314, "armv6l": 314, "riscv64": 30}
+
+
+def set_parent_death_signal(signum: int) -> None:
+    """Have the kernel send us a signal when the *thread* that started us ends."""
+    if _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signum), 0, 0, 0):
+        _raise_errno()
+
+
+def set_io_priority(io_class: int, level: int) -> None:
+    """ioprio_set(2) for this process: class 1 real time, 2 best effort, 3 idle; level 0 (first) to 7."""
+    number = _SYS_IOPRIO_SET.get(os.uname().machine)
+    if number is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    value = io_class << _IOPRIO_CLASS_SHIFT | level
+    if _libc.syscall(ctypes.c_long(number), ctypes.c_int(_IOPRIO_WHO_PROCESS), 0, ctypes.c_int(value)):
+        _raise_errno()

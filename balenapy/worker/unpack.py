@@ -1,0 +1,227 @@
+"""Verb `unpack`: a layer blob on stdin becomes a snapshot directory.
+
+    directory/diff/            the layer as an upper directory of overlayfs; we are chrooted here
+    directory/tar-split.zst    what else is needed to give back the tar (core/tarsplit)
+    directory/displaced/       only if the tar has a path twice: contents that lost their path
+
+All of it is synced before the report goes out: {"digest", "size", "diff_id", "size_bytes", "entries"}. The digest is
+not known before, so nothing may look at the directory until somebody has compared it.
+
+Two threads: one reads, hashes and decompresses, the other parses, hashes and writes. The libraries they sit in
+release the interpreter lock, so both cores work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import zlib
+from queue import SimpleQueue
+from typing import Any
+
+import zstandard
+
+from balenapy.core import tarsplit
+from balenapy.core.tarstream import End, Entry, NeedData, TarReader
+from balenapy.errors import InvalidParameter
+from balenapy.linux import syscalls
+from balenapy.worker import process
+from balenapy.worker.decompress import HEAD_BYTES, Decoder, open_decoder
+from balenapy.worker.extract import Extractor
+
+READ_BYTES = 128 << 10
+CHUNKS_AHEAD = 8  # of 256 KiB
+SPLIT_LEVEL = 3
+SPLIT_BATCH_BYTES = 128 << 10
+_PIPE_BYTES = 1 << 20
+_F_SETPIPE_SZ = 1031
+
+
+def run(arguments: dict[str, Any]) -> dict[str, Any]:
+    """See the module."""
+    directory = arguments.get("directory")
+    if not isinstance(directory, str) or not directory.startswith("/"):
+        raise InvalidParameter("unpack: `directory` must be an absolute path")
+    source = Source(0)
+    source.begin()
+    diff = os.path.join(directory, "diff")
+    os.makedirs(diff, 0o755, exist_ok=True)
+    split = SplitWriter(os.open(f"{directory}/tar-split.zst", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
+    displaced = Displaced(directory)
+    process.enter(diff)
+    os.umask(0)
+    source.start()
+    unpacker = Unpacker(source, split, Extractor(displaced.fd))
+    unpacker.run()
+    split.close()
+    displaced.close()
+    root = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+    syscalls.syncfs(root)  # the unit of work's one sync; linux/durable would be in the daemon, and no layer
+    return {
+        "digest": f"sha256:{source.hash.hexdigest()}",
+        "size": source.size,
+        "diff_id": f"sha256:{unpacker.hash.hexdigest()}",
+        "size_bytes": unpacker.extractor.size_bytes,
+        "entries": unpacker.entries,
+    }
+
+
+class Source:
+    """stdin, hashed and decompressed by a thread of its own, as bounded pieces."""
+
+    def __init__(self, fd: int) -> None:
+        self.hash = hashlib.sha256()
+        self.size = 0
+        self._fd = fd
+        self._head = b""
+        self._ahead: SimpleQueue[bytes | BaseException | None] = SimpleQueue()
+        self._room = threading.Semaphore(CHUNKS_AHEAD)
+        self._decoder: Decoder
+
+    def begin(self) -> None:
+        """Read enough to know the format, and import what it needs: afterwards imports are closed."""
+        try:
+            import fcntl
+
+            fcntl.fcntl(self._fd, _F_SETPIPE_SZ, _PIPE_BYTES)
+        except OSError:
+            pass  # not a pipe, or no more than the default is allowed
+        while len(self._head) < HEAD_BYTES and (data := os.read(self._fd, READ_BYTES)):
+            self._head += data
+        self._decoder = open_decoder(self._head)
+
+    def start(self) -> None:
+        threading.Thread(target=self._pump, daemon=True).start()
+
+    def next(self) -> bytes:
+        """The next piece; b"" after the last. Raises what reading or decompressing raised."""
+        piece = self._ahead.get()
+        if isinstance(piece, BaseException):
+            raise piece
+        if piece is None:
+            return b""
+        self._room.release()
+        return piece
+
+    def _pump(self) -> None:
+        try:
+            data = self._head
+            self._head = b""
+            while data:
+                self.hash.update(data)
+                self.size += len(data)
+                for piece in self._decoder.feed(data):
+                    self._room.acquire()
+                    self._ahead.put(piece)
+                data = os.read(self._fd, READ_BYTES)
+            self._decoder.close()
+        except BaseException as error:
+            self._ahead.put(error)
+        else:
+            self._ahead.put(None)
+
+
+class SplitWriter:
+    """The tar-split file: records collected, compressed in batches."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._compressor = zstandard.ZstdCompressor(level=SPLIT_LEVEL).compressobj()
+        self._records: list[bytes] = [tarsplit.MAGIC]
+        self._size = 0
+
+    def segment(self, raw: bytes | memoryview) -> None:
+        self._add(tarsplit.encode_segment(raw))
+
+    def file(self, size: int, crc: int, path: bytes) -> None:
+        self._add(tarsplit.encode_file(size, crc, path))
+
+    def _add(self, record: bytes) -> None:
+        self._records.append(record)
+        self._size += len(record)
+        if self._size >= SPLIT_BATCH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        process.write_all(self._fd, self._compressor.compress(b"".join(self._records)))
+        self._records.clear()
+        self._size = 0
+
+    def close(self) -> None:
+        self._flush()
+        process.write_all(self._fd, self._compressor.flush())
+        os.close(self._fd)
+
+
+class Displaced:
+    """The directory for displaced contents; there is none at the end when nothing was displaced."""
+
+    def __init__(self, directory: str) -> None:
+        path = os.path.join(directory, "displaced")
+        os.makedirs(path, 0o700, exist_ok=True)
+        self._parent = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+
+    def close(self) -> None:
+        try:
+            os.rmdir("displaced", dir_fd=self._parent)
+        except OSError:
+            pass  # there is something in it
+        os.close(self.fd)
+        os.close(self._parent)
+
+
+class Unpacker:
+    """Feeds the tar reader, and gives each event to the hash, the tar-split and the extractor."""
+
+    def __init__(self, source: Source, split: SplitWriter, extractor: Extractor) -> None:
+        self.hash = hashlib.sha256()
+        self.extractor = extractor
+        self.entries = 0
+        self._source = source
+        self._split = split
+
+    def run(self) -> None:
+        """Take the source to its end. Raises: InvalidTar, SystemFailure."""
+        reader = TarReader()
+        next_event, begin, finish = reader.next_event, self.extractor.begin, self.extractor.finish
+        split = self._split
+        entry: Entry | None = None
+        fd = -1
+        left = crc = 0
+        ended = False
+        while True:
+            event = next_event()
+            if isinstance(event, memoryview):
+                if fd < 0:
+                    split.segment(event)  # content of what is no file, or what follows the end
+                    continue
+                try:
+                    process.write_all(fd, event)
+                except OSError as error:
+                    raise process.failed("write", self.extractor.path, error) from error
+                crc = zlib.crc32(event, crc)
+                left -= len(event)
+                if not left:
+                    assert entry is not None
+                    finish(fd, entry)
+                    fd = -1
+                    split.file(entry.size, crc, self.extractor.path)
+            elif isinstance(event, Entry):
+                entry = event
+                split.segment(event.raw)
+                fd = begin(event)
+                left = event.size
+                crc = 0
+            elif isinstance(event, NeedData):
+                if ended:
+                    break
+                data = self._source.next()
+                self.hash.update(data)
+                reader.feed(data)
+                ended = not data
+            elif isinstance(event, End):
+                split.segment(event.raw)
+        self.entries = reader.entries
+        self.extractor.finish_all()
