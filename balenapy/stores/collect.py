@@ -113,8 +113,8 @@ def edges(connection: sqlite3.Connection) -> Callable[[Node], list[Node]]:
     graph: dict[Node, list[Node]] = {}
     for image_id, chain_id in connection.execute("SELECT image_id, chain_id FROM image"):
         graph[("image", image_id)] = [("document", image_id), ("chain", chain_id)]
-    for image_id, manifest in connection.execute("SELECT image_id, manifest FROM reference"):
-        graph.setdefault(("image", image_id), []).append(("document", manifest))
+    for image_id, *manifests in connection.execute("SELECT image_id, manifest, image_manifest FROM reference"):
+        graph.setdefault(("image", image_id), []).extend(("document", manifest) for manifest in manifests)
     for chain_id, key, parent in connection.execute("SELECT chain_id, key, parent FROM snapshot"):
         graph[("key", key) if key is not None else ("chain", chain_id)] = [("chain", parent)]
     return lambda node: graph.get(node, [])

@@ -16,7 +16,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -234,6 +234,7 @@ class Ingest:
         self._fd = fd
         self._pending: list[bytes] = []
         self._pending_bytes = 0
+        self._recent, self._recent_at = b"", -1
         self._grown = trio.Event()
         self._opened = self._last_sync = trio.current_time()
         self._synced = record.length if length else 0
@@ -263,13 +264,14 @@ class Ingest:
     async def flush(self) -> None:
         """Give readers all that arrived."""
         if self._pending:
-            pending, self._pending = self._pending, []
-            position, self._pending_bytes = self.offset, 0
-            count = sum(map(len, pending))
+            data = self._pending[0] if len(self._pending) == 1 else b"".join(self._pending)
+            position = self.offset
             await self._content.run_file(
-                f"cannot stage {self._record.digest}", partial(_write_all, self._fd, pending, position)
+                f"cannot stage {self._record.digest}", partial(_write_all, self._fd, data, position)
             )
-            self.offset += count
+            self._pending, self._pending_bytes = [], 0
+            self._recent, self._recent_at = data, position
+            self.offset += len(data)
         self.is_complete = self.offset >= self.size_bytes
         self._wake()
 
@@ -292,25 +294,24 @@ class Ingest:
         await self._content.note_length(self._record, length)
         self._synced, self._last_sync = length, trio.current_time()
 
-    async def follow(self) -> AsyncIterator[bytes]:
-        """All bytes from the first on, waiting for those that are still to come; ends with the last.
+    async def read(self, position: int) -> bytes:
+        """Some bytes from there on, waiting until there are any; b"" at the end of the blob.
 
-        Not an iterator to be closed early inside a nursery: it holds nothing.
+        A reader that keeps up gets what was written last from memory.
         """
-        position = 0
-        while True:
-            while position >= self.offset and not self.is_complete:
-                await self._grown.wait()
-            if position >= self.offset:
-                return
-            data = await self._content.run_file(
-                f"cannot read staged {self._record.digest}",
-                partial(os.pread, self._fd, min(WRITE_BYTES, self.offset - position), position),
-            )
-            if not data:
-                raise SystemFailure(f"staged {self._record.digest} is shorter than it was")
-            position += len(data)
-            yield data
+        while position >= self.offset:
+            if self.is_complete:
+                return b""
+            await self._grown.wait()
+        if position == self._recent_at:
+            return self._recent
+        data = await self._content.run_file(
+            f"cannot read staged {self._record.digest}",
+            partial(os.pread, self._fd, min(WRITE_BYTES, self.offset - position), position),
+        )
+        if not data:
+            raise SystemFailure(f"staged {self._record.digest} is shorter than it was")
+        return data
 
     async def unlink_if_fresh(self) -> None:
         """Unlink a complete blob that was never synced, before its layer is: the kernel then need not write it."""
@@ -345,12 +346,12 @@ def _open_to_append(path: Path, length: int) -> int:
     return fd
 
 
-def _write_all(fd: int, pending: list[bytes], position: int) -> None:
-    data = memoryview(pending[0] if len(pending) == 1 else b"".join(pending))
-    while data:
-        count = os.pwrite(fd, data, position)
+def _write_all(fd: int, data: bytes, position: int) -> None:
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(fd, view, position)
         position += count
-        data = data[count:]
+        view = view[count:]
 
 
 def _sync(fd: int, directory: Path | None) -> None:

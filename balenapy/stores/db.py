@@ -43,7 +43,8 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE reference(
         name TEXT PRIMARY KEY,              -- canonical, with tag or digest
         image_id TEXT NOT NULL,
-        manifest TEXT NOT NULL DEFAULT ''   -- digest of the manifest it was pulled or pushed by
+        manifest TEXT NOT NULL DEFAULT '',  -- digest it was pulled or pushed by: of an index or a manifest
+        image_manifest TEXT NOT NULL DEFAULT ''  -- digest of the manifest for our platform
     ) WITHOUT ROWID;
 
     -- A snapshot directory is committed (has a chain_id) or active (has a key, the container's id).

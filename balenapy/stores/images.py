@@ -36,11 +36,15 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class ReferenceRecord:
-    """A name of an image; `manifest` is the digest it was pulled or pushed by, "" for local images."""
+    """A name of an image, and the digests of the documents it was pulled or pushed by ("" for local images).
+
+    `manifest` is what the registry calls it: an index, or the manifest itself; `image_manifest` the manifest.
+    """
 
     reference: Reference
     image_id: str
     manifest: str = ""
+    image_manifest: str = ""
 
 
 @dataclass(slots=True)
@@ -103,9 +107,11 @@ class ImageStore:
             self._images[str(image_id)] = ImageRecord(
                 str(image_id), config, str(parent), int(str(size_bytes)), int(str(last_tagged_ns))
             )
-        for name, image_id, manifest in self._db.query("SELECT name, image_id, manifest FROM reference"):
+        rows = self._db.query("SELECT name, image_id, manifest, image_manifest FROM reference")
+        for name, image_id, manifest, image_manifest in rows:
             try:
-                record = ReferenceRecord(parse_reference(str(name)), str(image_id), str(manifest))
+                reference = parse_reference(str(name))
+                record = ReferenceRecord(reference, str(image_id), str(manifest), str(image_manifest))
             except EngineError as error:
                 log.error("reference cannot be read name=%s error=%s", name, error.message)
                 continue
@@ -180,10 +186,8 @@ class ImageStore:
                 "VALUES(?, ?, ?, ?, ?)",
                 (image.image_id, chain_id, image.parent, image.size_bytes, image.last_tagged_ns),
             )
-            connection.executemany(
-                "INSERT OR REPLACE INTO reference(name, image_id, manifest) VALUES(?, ?, ?)",
-                [(record.reference.canonical(), record.image_id, record.manifest) for record in named],
-            )
+            for record in named:
+                _insert_reference(connection, record)
             if also is not None:
                 also(connection)
 
@@ -209,10 +213,7 @@ class ImageStore:
             )
             if updated.rowcount == 0:
                 return False
-            connection.execute(
-                "INSERT OR REPLACE INTO reference(name, image_id, manifest) VALUES(?, ?, ?)",
-                (record.reference.canonical(), record.image_id, record.manifest),
-            )
+            _insert_reference(connection, record)
             return True
 
         def apply(done: bool) -> None:
@@ -265,6 +266,13 @@ def insert_documents(connection: sqlite3.Connection, documents: Iterable[Documen
     connection.executemany(
         "INSERT OR IGNORE INTO document(digest, media_type, bytes) VALUES(?, ?, ?)",
         [(document.digest, document.media_type, document.raw) for document in documents],
+    )
+
+
+def _insert_reference(connection: sqlite3.Connection, record: ReferenceRecord) -> None:
+    connection.execute(
+        "INSERT OR REPLACE INTO reference(name, image_id, manifest, image_manifest) VALUES(?, ?, ?, ?)",
+        (record.reference.canonical(), record.image_id, record.manifest, record.image_manifest),
     )
 
 
