@@ -46,7 +46,10 @@ def run(arguments: dict[str, Any]) -> dict[str, Any]:
     source = Source(0)
     source.begin()
     diff = os.path.join(directory, "diff")
-    os.makedirs(diff, 0o755, exist_ok=True)
+    try:
+        os.mkdir(diff, 0o755)
+    except FileExistsError:
+        pass
     split = SplitWriter(os.open(f"{directory}/tar-split.zst", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
     displaced = Displaced(directory)
     process.enter(diff)
@@ -159,7 +162,7 @@ class Displaced:
 
     def __init__(self, directory: str) -> None:
         path = os.path.join(directory, "displaced")
-        os.makedirs(path, 0o700, exist_ok=True)
+        os.mkdir(path, 0o700)
         self._parent = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
 
