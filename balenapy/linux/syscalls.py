@@ -290,3 +290,40 @@ def set_io_priority(io_class: int, level: int) -> None:
     value = io_class << _IOPRIO_CLASS_SHIFT | level
     if _libc.syscall(ctypes.c_long(number), ctypes.c_int(_IOPRIO_WHO_PROCESS), 0, ctypes.c_int(value)):
         _raise_errno()
+
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def become_subreaper() -> None:
+    """Adopt orphans among our descendants, so that their exit codes are ours to read: prctl(2)."""
+    if _libc.prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), 0, 0, 0):
+        _raise_errno()
+
+
+IN_MODIFY = 0x00000002
+IN_MOVED_TO = 0x00000080
+IN_CREATE = 0x00000100
+IN_Q_OVERFLOW = 0x00004000
+IN_IGNORED = 0x00008000
+
+
+def inotify_init() -> int:
+    """inotify_init1(2): a non-blocking descriptor."""
+    fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    if fd < 0:
+        _raise_errno()
+    return int(fd)
+
+
+def inotify_add_watch(fd: int, path: PathLike, mask: int) -> int:
+    number = _libc.inotify_add_watch(fd, ctypes.c_char_p(os.fsencode(path)), ctypes.c_uint32(mask))
+    if number < 0:
+        _raise_errno(path)
+    return int(number)
+
+
+def inotify_rm_watch(fd: int, number: int) -> None:
+    """A watch that went with its file is no error."""
+    if _libc.inotify_rm_watch(fd, number) and ctypes.get_errno() != errno.EINVAL:
+        _raise_errno()
