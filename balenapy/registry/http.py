@@ -1,0 +1,591 @@
+"""HTTP towards registries: TLS settings of a host, proxies, redirects, stalls, retry budget, errors worded as Go's.
+
+httpx (on Trio) is imported at the first use, in a thread: an engine that never pulls does not pay its memory, and
+one that does is not stopped for as long as a slow board takes to import it. Its transports are used directly:
+redirects, credentials and cookies are decided here, so its client would only be switched off part by part.
+
+An `HTTP` object belongs to one session with one registry and holds that session's connections; nothing stays open
+after it.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import logging
+import os
+import random
+import socket
+import ssl
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin, urlsplit
+
+import trio
+
+from balenapy.errors import InvalidParameter, Unsupported
+from balenapy.registry.errors import RegistryError
+
+if TYPE_CHECKING:
+    import httpx
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 30  # moby registry/registry.go NewTransport: Dialer.Timeout
+STALL_TIMEOUT_S = 30  # without one byte; a slow link that still moves is left alone
+REDIRECTS_MAX = 10  # net/http defaultCheckRedirect
+CHUNK_BYTES = 256 << 10  # what a reader gets at once on a fast link
+CHUNK_AGE_S = 0.1  # and how long the first byte of a chunk waits on a slow one
+RETRY_DELAY_FIRST_S = 1.0
+RETRY_DELAY_MAX_S = 60.0
+RETRY_JITTER = 0.2  # a fleet that lost one registry must not come back as one
+CERTIFICATE_DIRECTORIES = (Path("/etc/balena-engine/certs.d"), Path("/etc/docker/certs.d"))
+
+# crypto/x509 root_linux.go: where distributions keep the authorities
+_ROOT_DIRECTORIES = ("/etc/ssl/certs", "/etc/pki/tls/certs")
+_ROOT_FILES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/tls/cacert.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
+
+
+# --- TLS
+
+
+def tls_context(
+    host: str,
+    *,
+    verify: bool,
+    directories: Sequence[Path] = CERTIFICATE_DIRECTORIES,
+    environment: Mapping[str, str] = os.environ,
+) -> ssl.SSLContext:
+    """TLS settings for one registry: the system's authorities and what `certs.d/<host>/` adds. Blocks.
+
+    `*.crt` are authorities, `*.cert` with `*.key` are client certificates.
+
+    Raises:
+        InvalidParameter: half of a client certificate is missing, or a file cannot be read as what it must be.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if verify:
+        _load_roots(context, environment)
+    else:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    for directory in directories:
+        # A host comes from a reference, which cannot hold `/` or `..`; a mirror's is the administrator's.
+        _load_host_directory(context, directory / host)
+    return context
+
+
+def _load_roots(context: ssl.SSLContext, environment: Mapping[str, str]) -> None:
+    named_file, named_directory = environment.get("SSL_CERT_FILE"), environment.get("SSL_CERT_DIR")
+    if named_file or named_directory:
+        for name in (named_file, *(named_directory or "").split(":")):
+            if name and os.path.exists(name):
+                file, directory = (None, name) if os.path.isdir(name) else (name, None)
+                context.load_verify_locations(file, directory)
+        return
+    # A hashed directory is read authority by authority as needed; the bundle costs a megabyte at once.
+    for directory in _ROOT_DIRECTORIES:
+        try:
+            if any(name.endswith(".0") for name in os.listdir(directory)):
+                context.load_verify_locations(capath=directory)
+                return
+        except OSError:
+            continue
+    for file in _ROOT_FILES:
+        if os.path.exists(file):
+            context.load_verify_locations(file)
+            return
+
+
+def _load_host_directory(context: ssl.SSLContext, directory: Path) -> None:
+    try:
+        names = sorted(os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise InvalidParameter(f"open {directory}: {(error.strerror or '').lower()}") from error
+    for name in names:
+        stem, suffix = os.path.splitext(name)
+        path = directory / name
+        try:
+            if suffix == ".crt":
+                context.load_verify_locations(path)
+            elif suffix == ".cert":
+                if f"{stem}.key" not in names:
+                    raise InvalidParameter(
+                        f"missing key {stem}.key for client certificate {name}. "
+                        "Note that CA certificates should use the extension .crt"
+                    )
+                context.load_cert_chain(path, directory / f"{stem}.key")
+            elif suffix == ".key" and f"{stem}.cert" not in names:
+                raise InvalidParameter(f"missing client certificate {stem}.cert for key {name}")
+        except (OSError, ssl.SSLError) as error:
+            raise InvalidParameter(f"{path}: {error}") from error
+
+
+# --- proxies
+
+
+def proxy_for(url: str, environment: Mapping[str, str] = os.environ) -> str | None:
+    """The proxy for this URL by HTTP_PROXY, HTTPS_PROXY and NO_PROXY; loopback is never asked through one.
+
+    Source: golang.org/x/net/http/httpproxy.
+    """
+    parts = urlsplit(url)
+    variable = "HTTPS_PROXY" if parts.scheme == "https" else "HTTP_PROXY"
+    proxy = environment.get(variable) or environment.get(variable.lower())
+    host = parts.hostname or ""
+    if not proxy or _goes_direct(host, parts.port or (443 if parts.scheme == "https" else 80), environment):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def _goes_direct(host: str, port: int, environment: Mapping[str, str]) -> bool:
+    address = _address(host)
+    if host == "localhost" or (address is not None and address.is_loopback):
+        return True
+    exceptions = environment.get("NO_PROXY") or environment.get("no_proxy") or ""
+    for word in exceptions.lower().replace(",", " ").split():
+        if word == "*":
+            return True
+        name, colon, wanted_port = word.rpartition(":")
+        if colon and wanted_port.isdigit() and not (name.count(":") and not name.endswith("]")):
+            if int(wanted_port) != port:
+                continue
+        else:
+            name = word
+        name = name.strip("[]")
+        if address is not None:
+            try:
+                if address in ipaddress.ip_network(name, strict=False):
+                    return True
+            except (ValueError, TypeError):
+                pass
+            continue
+        name = name.removeprefix("*")
+        if host == name.removeprefix(".") and not name.startswith("."):
+            return True
+        if host.endswith(name if name.startswith(".") else f".{name}"):
+            return True
+    return False
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+# --- retry budget
+
+
+class RetryBudget:
+    """How often one download may fail before it gives up. Bytes that arrive refill it.
+
+    `next_delay` is asked after each failure and answers with seconds to wait, or None: give up. The answer is
+    the registry's Retry-After where it sent one, else 1 s, doubled up to a minute; both with jitter.
+    """
+
+    __slots__ = ("_failures", "_random", "attempts")
+
+    def __init__(self, attempts: int, random_unit: Callable[[], float] = random.random) -> None:
+        self.attempts = attempts
+        self._failures = 0
+        self._random = random_unit
+
+    def progressed(self) -> None:
+        """Something arrived: what failed before no longer counts."""
+        self._failures = 0
+
+    def next_delay(self, error: Exception) -> float | None:
+        if not getattr(error, "retryable", False):
+            return None
+        self._failures += 1
+        if self._failures >= self.attempts:
+            return None
+        wanted: float | None = getattr(error, "retry_after_s", None)
+        if wanted is not None and wanted > RETRY_DELAY_MAX_S:
+            return None  # hours of a rate limit are for the caller to wait, not for a request
+        delay = RETRY_DELAY_FIRST_S * 2 ** (self._failures - 1) if wanted is None else wanted
+        delay = min(delay, RETRY_DELAY_MAX_S)
+        spread = RETRY_JITTER * self._random()
+        # Never earlier than asked; without a wish, around the nominal delay.
+        return delay * (1 + spread) if wanted is not None else delay * (1 - RETRY_JITTER / 2 + spread)
+
+
+# --- requests
+
+
+class HTTP:
+    """Requests of one session. `async with` it; its connections live no longer than that."""
+
+    def __init__(
+        self,
+        *,
+        user_agent: str,
+        host: str,
+        verify: bool,
+        directories: Sequence[Path] = CERTIFICATE_DIRECTORIES,
+        environment: Mapping[str, str] = os.environ,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self._headers = {"User-Agent": user_agent, "Accept-Encoding": "identity", **(headers or {})}
+        self._host = host
+        self._verify = verify
+        self._directories = directories
+        self._environment = environment
+        self._context: ssl.SSLContext | None = None
+        self._transports: dict[tuple[str | None, bool], httpx.AsyncHTTPTransport] = {}
+
+    async def __aenter__(self) -> HTTP:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        transports, self._transports = list(self._transports.values()), {}
+        with trio.move_on_after(5, shield=True):
+            for transport in transports:
+                await transport.aclose()
+
+    async def _transport(self, url: str) -> httpx.AsyncHTTPTransport:
+        proxy = proxy_for(url, self._environment)
+        secure = urlsplit(url).scheme == "https" or (proxy or "").startswith("https:")
+        transport = self._transports.get((proxy, secure))
+        if transport is None:
+            if secure and self._context is None:
+                self._context = await trio.to_thread.run_sync(self._make_context)
+            made = await trio.to_thread.run_sync(_make_transport, self._context if secure else None, proxy)
+            # Another task of the session may have made one meanwhile; ours holds no connection yet.
+            transport = self._transports.setdefault((proxy, secure), made)
+        return transport
+
+    def _make_context(self) -> ssl.SSLContext:
+        return tls_context(
+            self._host, verify=self._verify, directories=self._directories, environment=self._environment
+        )
+
+    @asynccontextmanager
+    async def request(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str] | None = None,
+        content: bytes | AsyncIterator[bytes] | None = None,
+    ) -> AsyncIterator[Answer]:
+        """Send a request and follow its redirects; the answer's body is readable inside the block.
+
+        Authorization goes to the host it was made for and nowhere else. A body that is an iterator is not sent
+        again, so such a request must not be redirected.
+
+        Raises:
+            RegistryError: nothing usable answered. Its text begins as Go's: `Get https://H/v2/: …`.
+        """
+        asked = url
+        sent = {**self._headers, **(headers or {})}
+        for _ in range(REDIRECTS_MAX):
+            answer = await self._send(method, url, sent, content)
+            try:
+                target = answer.redirect_target
+                if target is None:
+                    yield answer
+                    return
+            finally:
+                await answer.aclose()
+            problem = _refusal(target)
+            if problem:
+                raise RegistryError(problem, status=answer.status).within(method, target)
+            if _origin(target) != _origin(url):
+                sent = {name: value for name, value in sent.items() if name.lower() != "authorization"}
+            if answer.status == 303 and method != "HEAD":
+                method, content = "GET", None
+            url = target
+        raise RegistryError(f"stopped after {REDIRECTS_MAX} redirects").within(method, asked)
+
+    async def _send(
+        self, method: str, url: str, headers: Mapping[str, str], content: bytes | AsyncIterator[bytes] | None
+    ) -> Answer:
+        transport = await self._transport(url)
+        httpx = sys.modules["httpx"]
+        timeouts = {"connect": CONNECT_TIMEOUT_S, "read": STALL_TIMEOUT_S, "write": STALL_TIMEOUT_S, "pool": None}
+        try:
+            request = httpx.Request(
+                method, url, headers=dict(headers), content=content, extensions={"timeout": timeouts}
+            )
+            response = await transport.handle_async_request(request)
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, UnicodeError) as error:
+            raise _worded(error, url).within(method, url) from error
+        return Answer(method, url, response)
+
+
+class Answer:
+    """One answer: its head, and its body as chunks or whole.
+
+    Iterating gives chunks of 256 KiB while bytes come fast, and what arrived within 0.1 s while they come slowly:
+    whoever stores, hashes or pipes them pays per chunk.
+    """
+
+    def __init__(self, method: str, url: str, response: httpx.Response) -> None:
+        self.method = method
+        self.url = url
+        self.status: int = response.status_code
+        self.headers: Mapping[str, str] = response.headers
+        self._response = response
+        self._raw: Any = None  # httpx's iterator over the body, None until read
+        self._ended = False
+
+    @property
+    def redirect_target(self) -> str | None:
+        location = self.headers.get("location")
+        if self.status not in (301, 302, 303, 307, 308) or not location:
+            return None
+        try:
+            return urljoin(self.url, location)
+        except ValueError:
+            return location  # not a URL; refused by its scheme
+
+    @property
+    def length(self) -> int | None:
+        """Content-Length, None when the answer does not say."""
+        text = self.headers.get("content-length", "")
+        return int(text) if text.isascii() and text.isdigit() else None
+
+    @property
+    def retry_after_s(self) -> float | None:
+        """Retry-After in seconds; the date form is not understood (a device's clock may be anywhere)."""
+        text = self.headers.get("retry-after", "").strip()
+        return float(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
+
+    async def read(self, limit_bytes: int) -> bytes:
+        """The whole body.
+
+        Raises:
+            RegistryError: longer than `limit_bytes`, or cut.
+        """
+        if (self.length or 0) > limit_bytes and self.method != "HEAD":
+            raise RegistryError(f"{self.url}: answer exceeds the limit of {limit_bytes} bytes", status=self.status)
+        parts: list[bytes] = []
+        size = 0
+        async for chunk in self:
+            size += len(chunk)
+            if size > limit_bytes:
+                raise RegistryError(f"{self.url}: answer exceeds the limit of {limit_bytes} bytes", status=self.status)
+            parts.append(chunk)
+        return b"".join(parts)
+
+    async def read_some(self, limit_bytes: int) -> bytes:
+        """As much of the body as fits: for error texts."""
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async for chunk in self:
+                parts.append(chunk)
+                size += len(chunk)
+                if size >= limit_bytes:
+                    break
+        except RegistryError:
+            pass  # half of an error's text is still the better text
+        return b"".join(parts)[:limit_bytes]
+
+    def __aiter__(self) -> Answer:
+        return self
+
+    async def __anext__(self) -> bytes:
+        first = await self._receive()
+        if first is None:
+            raise StopAsyncIteration
+        size = len(first)
+        if size >= CHUNK_BYTES:
+            return first
+        parts = [first]
+        oldest = trio.current_time()
+        while size < CHUNK_BYTES and trio.current_time() - oldest < CHUNK_AGE_S:
+            try:
+                part = await self._receive()
+            except RegistryError:
+                # What came before the cut is good, and worth keeping; the next call meets the cut again.
+                break
+            if part is None:
+                break
+            parts.append(part)
+            size += len(part)
+        return b"".join(parts)
+
+    async def _receive(self) -> bytes | None:
+        if self._ended:
+            return None
+        if isinstance(self._raw, RegistryError):
+            raise self._raw
+        httpx = sys.modules["httpx"]
+        if self._raw is None:
+            stream: Any = self._response.stream
+            self._raw = stream.__aiter__()
+        try:
+            part: bytes = await self._raw.__anext__()
+        except StopAsyncIteration:
+            self._ended = True
+            return None
+        except (httpx.HTTPError, httpx.StreamError, OSError) as error:
+            cut = _worded(error, self.url, reading=True)
+            self._raw = cut
+            raise cut from error
+        return part
+
+    async def aclose(self) -> None:
+        """Give the connection back, or close it if the body was not read to its end."""
+        httpx = sys.modules["httpx"]
+        with trio.move_on_after(5, shield=True):
+            await self._response.aclose()
+            if self._raw is None or self._ended or isinstance(self._raw, RegistryError):
+                return
+            # A chain of generators is parked in httpx's body. Closing the outer one leaves the inner ones to the
+            # garbage collector, which Trio warns of; asking for more from the closed connection ends them all.
+            try:
+                await self._raw.__anext__()
+            except (StopAsyncIteration, httpx.HTTPError, httpx.StreamError, OSError):
+                pass
+            self._ended = True
+
+
+def _make_transport(context: ssl.SSLContext | None, proxy: str | None) -> httpx.AsyncHTTPTransport:
+    library = _import_httpx()
+    try:
+        transport: httpx.AsyncHTTPTransport = library.AsyncHTTPTransport(
+            verify=False if context is None else context,
+            trust_env=False,
+            proxy=None if proxy is None else library.Proxy(proxy, ssl_context=context),
+        )
+    except (ImportError, ValueError) as error:
+        raise Unsupported(f"proxy {urlsplit(proxy or '').scheme}://…: {error}") from error
+    return transport
+
+
+def _import_httpx() -> Any:
+    """Import httpx without its command line and its zstd decoder: about 1 MB that we never use."""
+    unwanted = [name for name in ("zstandard", "httpx._main") if name not in sys.modules]
+    for name in unwanted:
+        sys.modules[name] = None  # type: ignore[assignment]  # the documented way to make an import fail
+    try:
+        import httpcore  # noqa: F401  # httpx imports it when a transport is made: let it be here, in the thread
+        import httpx
+    finally:
+        for name in unwanted:
+            sys.modules.pop(name, None)
+    return httpx
+
+
+def _refusal(url: str) -> str:
+    """Why a redirect to this URL is not followed, "" if it is."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https"):
+            return f'unsupported protocol scheme "{parts.scheme}"'
+        return "" if parts.hostname and parts.port != 0 else "http: no Host in request URL"
+    except ValueError as error:
+        return f"invalid URL: {error}"
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
+# --- wording
+
+
+def _worded(error: BaseException, url: str, *, reading: bool = False) -> RegistryError:
+    """Say as Go's net package does what happened on the way. All of it may pass by itself except bad TLS."""
+    httpx = sys.modules["httpx"]
+    causes = list(_causes(error))
+    parts = urlsplit(url)
+    address = f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+    if not parts.hostname:
+        return RegistryError("http: no Host in request URL")
+    connecting = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError)
+    for cause in causes:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return RegistryError(_certificate_problem(cause, parts.hostname))
+        if isinstance(cause, ssl.SSLError) and (cause.reason or "") in _NOT_TLS:
+            return RegistryError("http: server gave HTTP response to HTTPS client")
+    if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
+        return RegistryError(f"invalid URL: {error}")
+    if isinstance(error, httpx.LocalProtocolError | UnicodeError):
+        # Their own words quote the value, which may be a token.
+        return RegistryError("net/http: invalid header field value")
+    if isinstance(error, httpx.ConnectTimeout):
+        return RegistryError(f"dial tcp {address}: i/o timeout", retryable=True)
+    if isinstance(error, httpx.TimeoutException):
+        waiting = "read tcp: i/o timeout" if reading else "net/http: timeout awaiting response headers"
+        return RegistryError(f"{waiting} ({STALL_TIMEOUT_S} s without a byte)", retryable=True)
+    for cause in causes:
+        if isinstance(cause, socket.gaierror):
+            return RegistryError(f"dial tcp: lookup {parts.hostname}: {_lookup_problem(cause)}", retryable=True)
+    for cause in causes:
+        if isinstance(cause, ssl.SSLError):
+            return RegistryError(f"tls: {(cause.reason or str(cause)).lower().replace('_', ' ')}", retryable=True)
+    for cause in causes:
+        if isinstance(cause, OSError) and cause.errno:
+            text = os.strerror(cause.errno).lower()
+            if connecting:
+                return RegistryError(f"dial tcp {address}: connect: {text}", retryable=True)
+            return RegistryError(f"read tcp {address}: read: {text}", retryable=cause.errno != errno.ENOSPC)
+    if isinstance(error, httpx.ProxyError):
+        return RegistryError(f"proxyconnect tcp: {error}", retryable=True)
+    if isinstance(error, httpx.RemoteProtocolError) and not _is_cut(error):
+        return RegistryError(f"malformed HTTP response: {error}")
+    return RegistryError("unexpected EOF" if reading else "EOF", retryable=True)
+
+
+# How OpenSSL versions name the first bytes of an HTTP answer
+_NOT_TLS = frozenset(("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE"))
+
+
+def _is_cut(error: BaseException) -> bool:
+    """h11 says with one class that the peer closed early and that it sent nonsense; only the words differ."""
+    text = str(error)
+    return "closed connection" in text or "without sending" in text or "disconnected" in text
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, everything it came from, and the members of groups (Trio's attempts at several addresses)."""
+    pending: list[BaseException] = [error]
+    seen: set[int] = set()
+    while pending:
+        current = pending.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        if isinstance(current, BaseExceptionGroup):
+            pending.extend(current.exceptions)
+        pending.extend(cause for cause in (current.__cause__, current.__context__) if cause is not None)
+
+
+def _certificate_problem(error: ssl.SSLCertVerificationError, host: str) -> str:
+    # X509_V_ERR_*: 10 expired, 9 not yet valid, 62/64 host or address mismatch, 18..21 unknown authority
+    if error.verify_code in (9, 10):
+        return "x509: certificate has expired or is not yet valid"
+    if error.verify_code in (62, 64):
+        return f"x509: certificate is not valid for {host}"
+    if error.verify_code in (2, 18, 19, 20, 21):
+        return "x509: certificate signed by unknown authority"
+    return f"x509: {error.verify_message}"
+
+
+def _lookup_problem(error: socket.gaierror) -> str:
+    if error.errno in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)):
+        return "no such host"
+    return (error.strerror or str(error)).lower()
