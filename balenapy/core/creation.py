@@ -1,9 +1,9 @@
 """What a create request must satisfy, and what is filled in: the rules of `POST /containers/create`, without I/O.
 
 The order of the checks is that of the engine we replace: a request that is wrong twice must get the same answer.
-It is `check_modes` (when the body is read), `check_config`, `check_host_config`, `check_resources`, `check_networking`, then,
-once the image is known, `merge_config` and `check_log_config`. What the kernel cannot do is not an error: the value is
-reset to zero and a warning goes into the answer.
+It is `check_modes` (when the body is read), `check_config`, `check_host_config`, `check_resources`, `check_networking`,
+then, once the image is known, `merge_config` and `check_log_config`. What the kernel cannot do is not an error: the
+value is reset to zero and a warning goes into the answer.
 Source: moby 18.09 runconfig/hostconfig_unix.go, daemon/container.go, daemon/daemon_unix.go, daemon/commit.go merge.
 """
 
