@@ -12,6 +12,7 @@ A staged prefix is never trusted: it is hashed with the rest, and the digest dec
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import sqlite3
@@ -313,6 +314,12 @@ class Ingest:
             raise SystemFailure(f"staged {self._record.digest} is shorter than it was")
         return data
 
+    async def hash(self, algorithm: str) -> str:
+        """Digest of all bytes, as hex."""
+        return await self._content.run_file(
+            f"cannot read staged {self._record.digest}", partial(_hash, self._fd, algorithm)
+        )
+
     async def unlink_if_fresh(self) -> None:
         """Unlink a complete blob that was never synced, before its layer is: the kernel then need not write it."""
         if self._linked and self.is_complete and self._synced == 0:
@@ -352,6 +359,15 @@ def _write_all(fd: int, data: bytes, position: int) -> None:
         count = os.pwrite(fd, view, position)
         position += count
         view = view[count:]
+
+
+def _hash(fd: int, algorithm: str) -> str:
+    digest = hashlib.new(algorithm)
+    position = 0
+    while data := os.pread(fd, WRITE_BYTES, position):
+        digest.update(data)
+        position += len(data)
+    return digest.hexdigest()
 
 
 def _sync(fd: int, directory: Path | None) -> None:

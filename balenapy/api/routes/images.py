@@ -1,0 +1,83 @@
+"""Images: create (pull), list, inspect, history, tag, delete, prune."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from balenapy.api import query
+from balenapy.api.app import Request, route
+from balenapy.api.response import BodyWriter, Response, StreamResponse, empty_response, json_response, stream_response
+from balenapy.core import progress
+from balenapy.core.filters import Filters, parse_filters
+from balenapy.core.manifest import parse_platform
+from balenapy.core.reference import parse_pull_reference
+from balenapy.engine.images import LIST_FILTERS, PRUNE_FILTERS
+from balenapy.errors import EngineError, SystemFailure, Unsupported
+
+if TYPE_CHECKING:
+    from balenapy.api.app import App
+    from balenapy.engine.engine import Engine
+
+
+def register(app: App, engine: Engine) -> None:
+    async def summaries(request: Request) -> Response:
+        filters = parse_filters(request.args.get("filters", ""), LIST_FILTERS)
+        if not request.version_at_least("1.28") and request.args.get("filter"):
+            filters = Filters({**filters.values, "reference": (request.args["filter"],)})
+        return json_response(engine.images.summaries(filters, everything=query.boolean(request.args, "all")))
+
+    async def inspect(request: Request, name: str) -> Response:
+        return json_response(engine.images.inspect(name))
+
+    async def history(request: Request, name: str) -> Response:
+        return json_response(engine.images.history(name))
+
+    async def tag(request: Request, name: str) -> Response:
+        await engine.images.tag(name, request.args.get("repo", ""), request.args.get("tag", ""))
+        return empty_response(201)
+
+    async def remove(request: Request, name: str) -> Response:
+        deleted = await engine.images.remove(
+            name.strip(),
+            force=query.boolean(request.args, "force"),
+            prune_parents=not query.boolean(request.args, "noprune"),
+        )
+        return json_response(deleted)
+
+    async def prune(request: Request) -> Response:
+        filters = parse_filters(request.args.get("filters", ""), PRUNE_FILTERS)
+        return json_response(await engine.images.prune(filters))
+
+    async def create(request: Request) -> StreamResponse:
+        image = request.args.get("fromImage", "")
+        if not image:
+            raise _no_import(request.args.get("fromSrc", ""))
+        reference = parse_pull_reference(image, request.args.get("tag", ""))
+        asked = request.args.get("platform", "") if request.version_at_least("1.32") else ""
+        platform = parse_platform(asked, engine.pulls.platform) if asked else None
+        auth = request.headers.get("X-Registry-Auth", "")
+
+        async def produce(write: BodyWriter) -> None:
+            try:
+                await engine.pulls.pull(reference, auth, platform, write)
+            except EngineError as error:
+                if not write.started:
+                    raise
+                await write(progress.error(error.message))
+
+        return stream_response(produce, "application/json", head_first=False)
+
+    route(app, "GET", "/images/json", summaries)
+    route(app, "POST", "/images/create", create)
+    route(app, "POST", "/images/prune", prune)
+    route(app, "GET", "/images/<path:name>/json", inspect)
+    route(app, "GET", "/images/<path:name>/history", history)
+    route(app, "POST", "/images/<path:name>/tag", tag)
+    route(app, "DELETE", "/images/<path:name>", remove)
+
+
+def _no_import(source: str) -> EngineError:
+    if not source:
+        # What the reference engine makes of an import of nothing.
+        return SystemFailure('Get "http:": http: no Host in request URL')
+    return Unsupported("POST /images/create with fromSrc (import) is not implemented")

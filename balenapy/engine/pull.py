@@ -1,0 +1,779 @@
+"""Pull: a reference becomes an image (ARCHITECTURE, journey a).
+
+    resolve the reference at the registry: manifest, config; in memory, digests checked
+    transaction A: a lease, the documents, a row for each blob that is to come
+    each missing layer, some at once: blob -> ingest -> worker -> unseen directory, synced; digests compared
+    transaction B, bottom layer first: the snapshot's row, held by the lease; the ingest's row goes
+    transaction C: the image's row and its references; the lease goes
+
+The request owns the pull: when the client is gone everything is cancelled, and what stays is a staged prefix and
+finished layers under the lease, both for the next attempt. Two pulls of one layer meet at a lock on its chain_id,
+and the second finds it done; meanwhile it shows the progress of the first.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sqlite3
+import struct
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from balenapy.core import gojson, progress
+from balenapy.core.digest import Digest
+from balenapy.core.manifest import (
+    Descriptor,
+    ImageConfig,
+    Index,
+    Manifest,
+    Platform,
+    check_layers,
+    choose_platform,
+    parse_document,
+    parse_image_config,
+    platform_of_machine,
+)
+from balenapy.core.reference import Reference
+from balenapy.errors import DataLoss, EngineError, Forbidden, SystemFailure
+from balenapy.linux import durable
+from balenapy.registry.auth import AuthConfig, decode_registry_auth
+from balenapy.registry.errors import RegistryError
+from balenapy.registry.http import RetryBudget
+from balenapy.stores import leases
+from balenapy.stores.content import Ingest, NoSpace
+from balenapy.stores.images import Document, ImageRecord, ReferenceRecord, digest_reference, insert_documents
+from balenapy.stores.snapshots import Layer
+
+if TYPE_CHECKING:
+    from balenapy.engine.engine import Engine
+    from balenapy.registry.client import Session
+
+log = logging.getLogger(__name__)
+
+Write = Callable[[bytes], Awaitable[None]]
+
+QUEUED_LINES = 256  # advances beyond this many unsent lines are left out; steps never
+BLAME_BYTES = 4 << 20  # so much more is fetched to know whether a blob that cannot be unpacked is what it claims
+PULLED = "Pull complete"
+NO_SPACE = "no space left on device"
+
+
+class Pulls:
+    """All pulls that are under way."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._slots = trio.CapacityLimiter(max(1, engine.config.max_concurrent_downloads))
+        self._transfers: dict[str, _Transfer] = {}  # by chain_id
+        self._working: Counter[str] = Counter()  # leases of pulls that are under way
+        self.platform = platform_of_machine(os.uname().machine, bits=struct.calcsize("P") * 8)
+        self.sleep: Callable[[float], Awaitable[None]] = trio.sleep  # tests do not wait
+
+    async def pull(self, reference: Reference, auth: str, platform: Platform | None, write: Write) -> None:
+        """Pull one reference, or all tags when it has neither tag nor digest.
+
+        Args:
+            auth: the request's X-Registry-Auth. platform: None for this machine's.
+            write: takes the lines of progress. Before the first one an error can still be an HTTP status.
+        Raises: EngineError, with dockerd's words.
+        Cancellation: the set of images and references is as before or as after; what is staged stays.
+        """
+        if reference.path in ("scratch", "library/scratch"):
+            raise Forbidden("'scratch' is a reserved name")
+        lines = _Lines(write)
+        failure: EngineError | None = None
+        async with one_error(), trio.open_nursery() as nursery:
+            nursery.start_soon(lines.run)
+            try:
+                newer = await self._pull_wanted(reference, auth, platform or self.platform, lines)
+                done = "Downloaded newer image for" if newer else "Image is up to date for"
+                lines.message(f"Status: {done} {reference.familiar()}")
+            except EngineError as error:  # what was said before it is still written
+                failure = error
+            lines.end()
+        if failure is not None:
+            raise failure
+
+    async def _pull_wanted(self, reference: Reference, auth: str, platform: Platform, lines: _Lines) -> bool:
+        engine = self._engine
+        credentials: AuthConfig | None = decode_registry_auth(auth) if auth else None
+        newer = False
+        async with engine.registry.session(reference, credentials) as session:
+            wanted = [reference]
+            if reference.is_name_only:
+                wanted = [reference.with_tag(tag) for tag in await session.tags()]
+            for one in wanted:
+                newer |= await _Pull(engine, self, session, one, platform, lines).run()
+        found = engine.images.store.find_reference(wanted[-1]) if wanted else None
+        labels = engine.images.get(found.image_id).labels if found is not None else None
+        engine.events.publish(
+            "image", "pull", reference.familiar(), {**(labels or {}), "name": reference.familiar_name()}
+        )
+        return newer
+
+    async def drop_idle_leases(self) -> None:
+        """Drop the leases of pulls that nobody continues at the moment (prune, a full disk)."""
+        working = set(self._working)
+
+        def drop(connection: sqlite3.Connection) -> None:
+            for lease in leases.read(connection):
+                if lease.name.startswith("pull/") and lease.name not in working:
+                    leases.drop(connection, lease.name)
+
+        await self._engine.db.transaction(drop)
+
+    @asynccontextmanager
+    async def working(self, lease: str) -> AsyncIterator[None]:
+        """Say that somebody works under this lease."""
+        self._working[lease] += 1
+        try:
+            yield
+        finally:
+            self._working[lease] -= 1
+            self._working += Counter()
+
+    def works_alone(self, lease: str) -> bool:
+        return self._working[lease] <= 1
+
+    @asynccontextmanager
+    async def transfer(self, chain_id: str, watcher: _Watcher) -> AsyncIterator[_Transfer]:
+        """Wait for our turn at a layer, watching whoever has it now; then the others watch us."""
+        transfer = self._transfers.setdefault(chain_id, _Transfer())
+        transfer.watchers.append(watcher)
+        try:
+            if transfer.status:
+                watcher.show(transfer)
+            async with self._engine.locks(f"chain/{chain_id}"):
+                yield transfer
+        finally:
+            transfer.watchers.remove(watcher)
+            if not transfer.watchers:
+                self._transfers.pop(chain_id, None)
+
+    @property
+    def slots(self) -> trio.CapacityLimiter:
+        return self._slots
+
+
+# --- progress
+
+
+class _Lines:
+    """The lines one client gets, written by one task in the order they were made."""
+
+    def __init__(self, write: Write) -> None:
+        self._write = write
+        self._queue: deque[bytes] = deque()
+        self._more = trio.Event()
+        self._limit = progress.UpdateLimit()
+        self._ended = False
+
+    async def run(self) -> None:
+        """Write until `end`, and then what is left."""
+        while True:
+            while self._queue:
+                await self._write(self._queue.popleft())
+            if self._ended:
+                return
+            self._more = trio.Event()
+            await self._more.wait()
+
+    def end(self) -> None:
+        self._ended = True
+        self._more.set()
+
+    def _put(self, line: bytes) -> None:
+        self._queue.append(line)
+        self._more.set()
+
+    def message(self, status: str, id: str = "") -> None:
+        self._put(progress.message(status, id))
+
+    def step(self, id: str, status: str) -> None:
+        self._put(progress.step(id, status))
+
+    def advance(self, id: str, status: str, current: int, total: int) -> None:
+        """One of many; some are left out."""
+        if len(self._queue) < QUEUED_LINES and self._limit.allows(
+            f"{id} {status}", current, total, trio.current_time()
+        ):
+            self._put(progress.advance(id, status, current, total))
+
+
+@dataclass(slots=True, eq=False)
+class _Watcher:
+    """One layer of one pull, as its client sees it."""
+
+    lines: _Lines
+    id: str
+    total: _Total
+    key: str
+
+    def show(self, transfer: _Transfer) -> None:
+        if transfer.status:
+            self.lines.step(self.id, transfer.status)
+
+    def step(self, status: str) -> None:
+        self.lines.step(self.id, status)
+
+    def advance(self, status: str, current: int, total: int) -> None:
+        self.lines.advance(self.id, status, current, total)
+
+    def received(self, count: int) -> None:
+        self.total.note(self.key, count)
+
+
+@dataclass(slots=True, eq=False)
+class _Transfer:
+    """One layer that is on its way, and everybody who watches."""
+
+    watchers: list[_Watcher] = field(default_factory=list)
+    status: str = ""
+
+    def step(self, status: str) -> None:
+        self.status = status
+        for watcher in self.watchers:
+            watcher.step(status)
+
+    def advance(self, status: str, current: int, total: int) -> None:
+        self.status = status
+        for watcher in self.watchers:
+            watcher.advance(status, current, total)
+
+    def received(self, count: int) -> None:
+        for watcher in self.watchers:
+            watcher.received(count)
+
+
+class _Total:
+    """balena's line about all layers together: the compressed bytes that have arrived."""
+
+    def __init__(self, lines: _Lines, total: int) -> None:
+        self._lines = lines
+        self._total = total
+        self._received: dict[str, int] = {}
+
+    def note(self, key: str, count: int) -> None:
+        if self._received.get(key) != count:
+            self._received[key] = count
+            self._lines.advance(progress.TOTAL_ID, "", sum(self._received.values()), self._total)
+
+
+# --- one reference
+
+
+@dataclass(frozen=True, slots=True)
+class _Resolved:
+    """What the registry says of a reference."""
+
+    digest: Digest  # of the document the reference names: an index or a manifest
+    manifest: Manifest
+    documents: tuple[Document, ...]
+
+
+class _Pull:
+    """One reference that has a tag or a digest."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        pulls: Pulls,
+        session: Session,
+        reference: Reference,
+        platform: Platform,
+        lines: _Lines,
+    ) -> None:
+        self._engine = engine
+        self._pulls = pulls
+        self._session = session
+        self._reference = reference
+        self._platform = platform
+        self._lines = lines
+        self._images = engine.images.store
+        self._content = engine.images.content
+        self._lease = f"pull/{reference.canonical()}"
+
+    async def run(self) -> bool:
+        """Pull; returns whether the reference names another image than before."""
+        resolved = await self._resolve()
+        image_id = str(resolved.manifest.config.digest)
+        async with self._pulls.working(self._lease):
+            image = self._images.find(image_id)
+            if image is None:
+                config = await self._fetch_config(resolved.manifest)
+                image = await self._fetch_image(resolved, config)
+            newer = await self._commit(resolved, image)
+        self._lines.message(f"Digest: {resolved.digest}")
+        return newer
+
+    async def _resolve(self) -> _Resolved:
+        """Find the manifest for the platform. The first line goes out when the registry has answered."""
+        raw, media_type, digest = await self._session.manifest(self._reference)
+        document = parse_document(raw, media_type)
+        documents = [Document(str(document.digest), document.media_type, raw)]
+        tag = self._reference.tag if self._reference.digest is None else str(self._reference.digest)
+        if isinstance(document, Index):
+            entry = choose_platform(document, self._platform)
+            self._lines.message(f"Pulling from {self._reference.path}", tag or "")
+            raw, media_type, _ = await self._session.manifest(digest_reference(self._reference, entry.digest))
+            document = parse_document(raw, media_type or entry.media_type)
+            if isinstance(document, Index):
+                raise SystemFailure("unsupported manifest format")
+            documents.append(Document(str(document.digest), document.media_type, raw))
+        else:
+            self._lines.message(f"Pulling from {self._reference.path}", tag or "")
+        for layer in document.layers:
+            if layer.is_foreign:
+                raise SystemFailure(f"unknown blob: foreign layer {layer.digest} ({layer.media_type}) is not supported")
+        return _Resolved(digest, document, tuple(documents))
+
+    async def _fetch_config(self, manifest: Manifest) -> ImageConfig:
+        """Fetch the config and hold it against the manifest."""
+        raw = await self._session.config(manifest.config)
+        config = parse_image_config(raw)
+        check_layers(manifest, config)
+        if config.os != "linux":
+            raise SystemFailure(f'image operating system "{config.os}" cannot be used on this platform')
+        return config
+
+    # --- layers
+
+    async def _fetch_image(self, resolved: _Resolved, config: ImageConfig) -> ImageRecord:
+        """Bring all layers here."""
+        layers = resolved.manifest.layers
+        chain_ids = [str(chain_id) for chain_id in config.chain_ids]
+        try:
+            await self._check_space(
+                [layer for layer, chain_id in zip(layers, chain_ids, strict=True) if not self._has(chain_id)]
+            )
+            missing = await self._begin(resolved, config, chain_ids)
+            total = _Total(self._lines, sum(layers[position].size_bytes for position in missing))
+            for position, layer in enumerate(layers):
+                self._lines.step(layer.digest.short, "Pulling fs layer" if position in missing else "Already exists")
+            done = [trio.Event() for _ in layers]
+            async with one_error(), trio.open_nursery() as nursery:
+                for position, layer in enumerate(layers):
+                    if position not in missing:
+                        done[position].set()
+                        continue
+                    task = _LayerPull(
+                        self,
+                        layer,
+                        parent=chain_ids[position - 1] if position else "",
+                        chain_id=chain_ids[position],
+                        diff_id=config.diff_ids[position],
+                        watcher=_Watcher(self._lines, layer.digest.short, total, str(position)),
+                        ready=done[position - 1] if position else None,
+                        done=done[position],
+                    )
+                    nursery.start_soon(task.run)
+        except EngineError as error:
+            # What a registry or the way to it refuses today may go on tomorrow; a lie or a full disk does not.
+            if not (error.retryable or isinstance(error, RegistryError)):
+                await self._give_up([layer.digest for layer in layers])
+            raise
+        size_bytes = self._engine.snapshots.size_bytes(config.chain_id)
+        return ImageRecord(str(config.image_id), config, size_bytes=size_bytes)
+
+    def _has(self, chain_id: str) -> bool:
+        return self._engine.snapshots.find(chain_id) is not None
+
+    async def _begin(self, resolved: _Resolved, config: ImageConfig, chain_ids: list[str]) -> set[int]:
+        """Transaction A: hold what is here, announce what is to come. Returns the positions of missing layers."""
+        now_ns = time.time_ns()
+        layers = resolved.manifest.layers
+        documents = [
+            *resolved.documents,
+            Document(str(config.image_id), resolved.manifest.config.media_type, config.raw),
+        ]
+
+        def begin(connection: sqlite3.Connection) -> set[int]:
+            durable.step("begin pull")
+            known = [
+                connection.execute("SELECT 1 FROM snapshot WHERE chain_id = ?", (chain_id,)).fetchone() is not None
+                for chain_id in chain_ids
+            ]
+            items = [("document", document.digest) for document in documents]
+            items += [("chain", chain_id) for chain_id, here in zip(chain_ids, known, strict=True) if here]
+            leases.hold(connection, self._lease, now_ns, items)
+            insert_documents(connection, documents)
+            missing = {position for position, here in enumerate(known) if not here}
+            for position in missing:
+                layer = layers[position]
+                self._content.insert(connection, layer.digest, layer.size_bytes, now_ns)
+            return missing
+
+        def apply(missing: set[int]) -> None:
+            for position in missing:
+                self._content.inserted(layers[position].digest, layers[position].size_bytes, now_ns)
+
+        return await self._engine.db.change(begin, apply)
+
+    async def _check_space(self, missing: list[Descriptor]) -> None:
+        """Refuse a pull that cannot fit, before its first blob byte.
+
+        Raises: NoSpace.
+        """
+        if not missing:
+            return
+        needed = self._needed_bytes(missing)
+        if needed <= await self._free_bytes():
+            return
+        # What unfinished pulls have left goes first.
+        await self._engine.images.drop_unfinished()
+        await self._engine.images.collector.collect()
+        await self._engine.snapshots.trash.empty()
+        free = await self._free_bytes()
+        if needed > free:
+            raise NoSpace(
+                f"cannot pull {self._reference.familiar()}: "
+                f"{progress.human_size(needed)} needed, {progress.human_size(max(0, free))} free: {NO_SPACE}"
+            )
+
+    def _needed_bytes(self, missing: list[Descriptor]) -> int:
+        """The peak: all layers extracted, and the largest blobs staged that can be at once."""
+        staged = sorted(
+            (layer.size_bytes - self._content.staged_bytes(layer.digest) for layer in missing), reverse=True
+        )
+        at_once = max(1, self._engine.config.max_concurrent_downloads)
+        extracted = sum(extracted_estimate(layer) for layer in missing)
+        return extracted + sum(staged[:at_once])
+
+    async def _free_bytes(self) -> int:
+        root = self._engine.config.data_root
+        return await trio.to_thread.run_sync(usable_bytes, root, limiter=self._engine.limiters.files)
+
+    async def _give_up(self, digests: list[Digest]) -> None:
+        """Drop what this pull has left, unless another one works under the same lease: going on makes no sense."""
+        if not self._pulls.works_alone(self._lease):
+            return
+        with trio.CancelScope(shield=True):
+            await self._engine.images.leases.drop(self._lease)
+            for digest in digests:
+                if not self._content.is_open(digest):
+                    await self._content.drop(digest)
+        self._engine.images.collector.wake()
+
+    # --- the end
+
+    async def _commit(self, resolved: _Resolved, image: ImageRecord) -> bool:
+        """Transaction C: image and references appear together, the lease goes."""
+        canonical = digest_reference(self._reference, resolved.digest)
+        former = self._images.find_reference(self._reference)
+        names = [self._reference, canonical] if self._reference.digest is None else [canonical]
+        records = [
+            ReferenceRecord(name, image.image_id, str(resolved.digest), str(resolved.manifest.digest)) for name in names
+        ]
+
+        def end_lease(connection: sqlite3.Connection) -> None:
+            if self._pulls.works_alone(self._lease):
+                leases.drop(connection, self._lease)
+
+        await self._images.add(image, records, resolved.documents, end_lease)
+        if former is not None and former.image_id != image.image_id:
+            self._engine.images.collector.wake()
+        return former is None or former.image_id != image.image_id
+
+    # --- for the layers
+
+    @property
+    def engine(self) -> Engine:
+        return self._engine
+
+    @property
+    def pulls(self) -> Pulls:
+        return self._pulls
+
+    @property
+    def session(self) -> Session:
+        return self._session
+
+    @property
+    def lease(self) -> str:
+        return self._lease
+
+
+# --- one layer
+
+
+class _LayerPull:
+    """One layer, from the registry to a committed snapshot."""
+
+    def __init__(
+        self,
+        pull: _Pull,
+        layer: Descriptor,
+        *,
+        parent: str,
+        chain_id: str,
+        diff_id: Digest,
+        watcher: _Watcher,
+        ready: trio.Event | None,
+        done: trio.Event,
+    ) -> None:
+        self._pull = pull
+        self._engine = pull.engine
+        self._content = pull.engine.images.content
+        self._snapshots = pull.engine.snapshots
+        self._layer = layer
+        self._parent = parent
+        self._chain_id = chain_id
+        self._diff_id = diff_id
+        self._watcher = watcher
+        self._ready = ready
+        self._done = done
+
+    async def run(self) -> None:
+        """Fetch, unpack, verify, wait for the layer below, commit.
+
+        Cancellation: nothing is left but the staged prefix.
+        """
+        async with self._pull.pulls.transfer(self._chain_id, self._watcher) as transfer:
+            if await self._is_done_already():
+                self._watcher.received(self._layer.size_bytes)
+                if transfer.status != PULLED:
+                    self._watcher.step(PULLED)
+            else:
+                unpacked = await self._bring(transfer)
+                try:
+                    if self._ready is not None:
+                        await self._ready.wait()
+                    await self._commit(unpacked)
+                except BaseException:
+                    await self._snapshots.discard(unpacked.path)
+                    raise
+                transfer.received(self._layer.size_bytes)
+                transfer.step(PULLED)
+        self._done.set()
+
+    async def _is_done_already(self) -> bool:
+        """Whether another pull has committed it meanwhile; then it is held by our lease too."""
+        if self._snapshots.find(self._chain_id) is None:
+            return False
+
+        def hold(connection: sqlite3.Connection) -> bool:
+            here = connection.execute("SELECT 1 FROM snapshot WHERE chain_id = ?", (self._chain_id,)).fetchone()
+            if here is not None:
+                leases.hold(connection, self._pull.lease, time.time_ns(), [("chain", self._chain_id)])
+            return here is not None
+
+        return await self._engine.db.transaction(hold)
+
+    async def _bring(self, transfer: _Transfer) -> Layer:
+        """Fetch and unpack; a staged prefix that turns out wrong is thrown away and all of it fetched again."""
+        slots = self._pull.pulls.slots
+        async with self._engine.locks(f"blob/{self._layer.digest}"):
+            if slots.available_tokens == 0:
+                self._watcher.step("Waiting")
+            async with slots:
+                if self._content.staged_bytes(self._layer.digest):
+                    try:
+                        return await self._fetch_and_unpack(transfer)
+                    except WrongBlob as error:
+                        log.warning("staged bytes are wrong, fetching again: %s", error.message)
+                        await self._content.drop(self._layer.digest)
+                return await self._fetch_and_unpack(transfer)
+
+    async def _fetch_and_unpack(self, transfer: _Transfer) -> Layer:
+        """One go: the download and the worker side by side."""
+        layer = self._layer
+        ingest = await self._content.open(layer.digest, layer.size_bytes)
+        try:
+            path = await self._snapshots.new_directory(self._describe())
+            try:
+                return self._verified(path, await self._work(ingest, path, transfer))
+            except BaseException:
+                await self._snapshots.discard(path)
+                raise
+        finally:
+            await ingest.aclose()
+
+    async def _work(self, ingest: Ingest, path: Path, transfer: _Transfer) -> dict[str, Any]:
+        """Run download and worker; the worker's report.
+
+        Raises: WrongBlob, NoSpace, EngineError.
+        """
+        report: dict[str, Any] = {}
+        failure: EngineError | None = None
+        async with one_error(), trio.open_nursery() as nursery:
+            nursery.start_soon(self._download, ingest, transfer)
+            try:
+                report = await self._unpack(ingest, path, transfer)
+            except EngineError as error:
+                if error.message.endswith(NO_SPACE):
+                    raise NoSpace(f"failed to register layer: {error.message}") from error
+                # The bytes may be at fault, which is known when all have come.
+                failure = error
+                if ingest.size_bytes - ingest.received > BLAME_BYTES:
+                    nursery.cancel_scope.cancel()
+        if failure is None:
+            return report
+        if ingest.is_complete and await ingest.hash(self._layer.digest.algorithm) != self._layer.digest.hex:
+            raise WrongBlob(f"filesystem layer verification failed for digest {self._layer.digest}") from failure
+        raise SystemFailure(f"failed to register layer: {failure.message}") from failure
+
+    def _describe(self) -> bytes:
+        """What stands beside the layer's files, so that it can be told without the database."""
+        return gojson.dumps(
+            {
+                "chain_id": self._chain_id,
+                "parent": self._parent,
+                "diff_id": str(self._diff_id),
+                "blob": str(self._layer.digest),
+                "blob_size": self._layer.size_bytes,
+                "media_type": self._layer.media_type,
+            }
+        )
+
+    async def _unpack(self, ingest: Ingest, path: Path, transfer: _Transfer) -> dict[str, Any]:
+        total = self._layer.size_bytes
+
+        async def feed(stdin: trio.abc.SendStream) -> None:
+            position = 0
+            while data := await ingest.read(position):
+                await stdin.send_all(data)
+                position += len(data)
+                if position == total or ingest.is_complete:
+                    transfer.advance("Extracting", position, total)
+            await ingest.unlink_if_fresh()
+
+        return await self._engine.workers.run("unpack", {"directory": str(path)}, feed=feed)
+
+    def _verified(self, path: Path, report: dict[str, Any]) -> Layer:
+        """Compare what arrived with what was announced.
+
+        Raises: WrongBlob, when the blob is not what its digest says; DataLoss, when its content is not the layer.
+        """
+        if report["digest"] != str(self._layer.digest) or report["size"] != self._layer.size_bytes:
+            raise WrongBlob(f"filesystem layer verification failed for digest {self._layer.digest}")
+        if report["diff_id"] != str(self._diff_id):
+            raise DataLoss(
+                f"layers from manifest don't match image configuration: layer {self._layer.digest} "
+                f'is "{report["diff_id"]}", expected "{self._diff_id}"'
+            )
+        size_bytes = int(report["size_bytes"])
+        return Layer(
+            path,
+            self._chain_id,
+            self._parent,
+            str(self._diff_id),
+            size_bytes,
+            int(report.get("disk_bytes", size_bytes)),
+        )
+
+    async def _commit(self, unpacked: Layer) -> None:
+        """Transaction B."""
+        digest = self._layer.digest
+        in_use = self._content.is_open(digest)
+
+        def also(connection: sqlite3.Connection) -> None:
+            leases.hold(connection, self._pull.lease, time.time_ns(), [("chain", self._chain_id)])
+            if not in_use:
+                self._content.delete(connection, digest)
+
+        await self._snapshots.commit(unpacked, also)
+        await self._content.deleted(digest)
+
+    # --- the download
+
+    async def _download(self, ingest: Ingest, transfer: _Transfer) -> None:
+        """Append to the ingest until it is whole, over as many connections as it takes."""
+        total = self._layer.size_bytes
+        budget = RetryBudget(self._engine.config.max_download_attempts)
+        if ingest.received:
+            log.info("resuming digest=%s at=%d of=%d", self._layer.digest, ingest.received, total)
+        while ingest.received < total:
+            try:
+                await self._receive(ingest, transfer, budget)
+            except RegistryError as error:
+                await ingest.flush()
+                delay_s = budget.next_delay(error)
+                if delay_s is None:
+                    raise
+                log.warning(
+                    "download interrupted digest=%s at=%d of=%d retry_in_s=%.1f error=%s",
+                    self._layer.digest,
+                    ingest.received,
+                    total,
+                    delay_s,
+                    error.message,
+                )
+                await self._count_down(delay_s, transfer)
+        await ingest.flush()
+        transfer.received(total)
+        transfer.step("Verifying Checksum")
+        transfer.step("Download complete")
+
+    async def _receive(self, ingest: Ingest, transfer: _Transfer, budget: RetryBudget) -> None:
+        """One connection's worth."""
+        total = self._layer.size_bytes
+        async with self._pull.session.blob(self._layer.digest, ingest.received, size_bytes=total) as blob:
+            if not blob.range_honoured:
+                log.warning(
+                    "registry ignores Range, all of it comes again digest=%s at=%d",
+                    self._layer.digest,
+                    ingest.received,
+                )
+            async for chunk in blob:
+                budget.progressed()
+                await ingest.write(chunk)
+                transfer.advance("Downloading", ingest.received, total)
+                transfer.received(ingest.received)
+
+    async def _count_down(self, delay_s: float, transfer: _Transfer) -> None:
+        """Wait, and say for how long still."""
+        for left in range(math.ceil(delay_s), 0, -1):
+            transfer.step(f"Retrying in {left} second{'s' if left != 1 else ''}")
+            await self._pull.pulls.sleep(min(1.0, delay_s))
+            delay_s -= 1
+
+
+class WrongBlob(DataLoss):
+    """The bytes are not what their digest says."""
+
+
+# --- space
+
+
+def usable_bytes(root: Path) -> int:
+    """Free bytes less a reserve: 5 % of the disk, at most 64 MiB, so that the device goes on working."""
+    status = os.statvfs(root)
+    reserve = min(status.f_blocks * status.f_frsize // 20, 64 << 20)
+    return status.f_bavail * status.f_frsize - reserve
+
+
+def extracted_estimate(layer: Descriptor) -> int:
+    """What a layer takes when unpacked, if nobody says: twice its blob, or the blob itself when it is not packed."""
+    packed = layer.media_type.endswith(("gzip", "zstd"))
+    return layer.size_bytes * 2 if packed else layer.size_bytes
+
+
+# --- errors of nurseries
+
+
+@asynccontextmanager
+async def one_error() -> AsyncIterator[None]:
+    """Let one error out of a nursery instead of a group: a bug before anything else, or what failed first."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        errors = [error for error in _leaves(group) if not isinstance(error, trio.Cancelled)]
+        if not errors:
+            raise
+        raise next((error for error in errors if not isinstance(error, EngineError)), errors[0]) from None
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
