@@ -20,20 +20,16 @@ import zlib
 from queue import SimpleQueue
 from typing import Any
 
-import zstandard
-
-from balenapy.core import tarsplit
 from balenapy.core.tarstream import End, Entry, NeedData, TarReader
 from balenapy.errors import InvalidParameter
 from balenapy.linux import syscalls
 from balenapy.worker import process
 from balenapy.worker.decompress import HEAD_BYTES, Decoder, open_decoder
 from balenapy.worker.extract import Extractor
+from balenapy.worker.splitfile import SplitWriter
 
 READ_BYTES = 128 << 10
 CHUNKS_AHEAD = 8  # of 256 KiB
-SPLIT_LEVEL = 3
-SPLIT_BATCH_BYTES = 128 << 10
 _PIPE_BYTES = 1 << 20
 _F_SETPIPE_SZ = 1031
 
@@ -50,7 +46,7 @@ def run(arguments: dict[str, Any]) -> dict[str, Any]:
         os.mkdir(diff, 0o755)
     except FileExistsError:
         pass
-    split = SplitWriter(os.open(f"{directory}/tar-split.zst", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
+    split = SplitWriter(directory)
     displaced = Displaced(directory)
     process.enter(diff)
     os.umask(0)
@@ -123,38 +119,6 @@ class Source:
             self._ahead.put(error)
         else:
             self._ahead.put(None)
-
-
-class SplitWriter:
-    """The tar-split file: records collected, compressed in batches."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._compressor = zstandard.ZstdCompressor(level=SPLIT_LEVEL).compressobj()
-        self._records: list[bytes] = [tarsplit.MAGIC]
-        self._size = 0
-
-    def segment(self, raw: bytes | memoryview) -> None:
-        self._add(tarsplit.encode_segment(raw))
-
-    def file(self, size: int, crc: int, path: bytes) -> None:
-        self._add(tarsplit.encode_file(size, crc, path))
-
-    def _add(self, record: bytes) -> None:
-        self._records.append(record)
-        self._size += len(record)
-        if self._size >= SPLIT_BATCH_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        process.write_all(self._fd, self._compressor.compress(b"".join(self._records)))
-        self._records.clear()
-        self._size = 0
-
-    def close(self) -> None:
-        self._flush()
-        process.write_all(self._fd, self._compressor.flush())
-        os.close(self._fd)
 
 
 class Displaced:
