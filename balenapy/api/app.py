@@ -88,6 +88,11 @@ class Request(TrioRequest):
         query = self.query_string.decode("utf-8", "replace")
         return MultiDict(parse_qsl(query, keep_blank_values=True))
 
+    @property
+    def wants_plain_errors(self) -> bool:
+        """JSON errors came with API 1.24."""
+        return not self.version_at_least("1.24")
+
     def version_at_least(self, wanted: str) -> bool:
         """Whether the client asked for this API version or a later one (no prefix means ours)."""
         return not self.api_version or _numbers(self.api_version) >= _numbers(wanted)
@@ -155,18 +160,18 @@ class App(QuartTrio):
             except HTTPException:  # unknown, another method, or a trailing slash: all one to the engine we replace
                 return error_response(404, "page not found"), {}
             handler = self.view_functions[endpoint]  # type: ignore[assignment]
-        plain = bool(request.api_version) and not request.version_at_least("1.24")
         if refusal := _refuse_version(request.api_version):
-            return error_response(400, refusal, plain=plain), self._version_error_headers
+            return error_response(400, refusal, plain=request.wants_plain_errors), self._version_error_headers
         try:
             if request.mimetype == "application/x-www-form-urlencoded" and request.method in ("POST", "PUT"):
                 await _read_form(request)
             return await handler(request, **names), self._headers
         except Exception as raised:
-            return self.error(request, raised, plain=plain), self._headers
+            return self.error(request, raised), self._headers
 
-    def error(self, request: Request, raised: BaseException, *, plain: bool = False) -> Response:
+    def error(self, request: Request, raised: BaseException) -> Response:
         """Render an error; one that has no kind is our bug, and its traceback goes to the log."""
+        plain = request.wants_plain_errors
         error = unwrap(raised)
         if not isinstance(error, EngineError):
             log.error("bug method=%s path=%s", request.method, request.path, exc_info=raised)

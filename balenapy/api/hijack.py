@@ -137,14 +137,16 @@ class Hijack:
     def refused(cls, status: int, message: str) -> Hijack:
         """Attach's way of saying no: a raw head, the text, `\\r\\n`, and the connection closes."""
         head = b"HTTP/1.1 %d %s\r\nContent-Type: %s\r\n\r\n" % (status, REASON.get(status, b""), RAW_STREAM)
-        return cls._raw(head, message.encode() + b"\r\n")
+        return cls.raw_answer(head + message.encode() + b"\r\n")
 
     @classmethod
-    def _raw(cls, head: bytes, text: bytes) -> Hijack:
-        async def serve(stream: trio.abc.HalfCloseableStream) -> None:
-            await stream.send_all(text)
+    def raw_answer(cls, answer: bytes) -> Hijack:
+        """Exact bytes, after which the connection closes."""
 
-        return cls(serve, raw_head=head)
+        async def serve(stream: trio.abc.HalfCloseableStream) -> None:
+            await trio.lowlevel.checkpoint()
+
+        return cls(serve, raw_head=answer)
 
     def head(self, engine_headers: Mapping[str, str]) -> bytes:
         if self.raw_head:

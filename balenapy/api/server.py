@@ -113,7 +113,8 @@ class EngineStream(HTTPStream):
         match message["type"]:
             case "http.engine.whole":
                 self.state = ASGIHTTPState.CLOSED
-                await self.send(Whole(self.stream_id, message["status"], message["headers"], message["body"]))
+                body = b"" if self.scope["method"] == "HEAD" else message["body"]
+                await self.send(Whole(self.stream_id, message["status"], message["headers"], body))
                 await self.send(StreamClosed(stream_id=self.stream_id))
             case "http.engine.abort":
                 await self.send(StreamClosed(stream_id=self.stream_id))
@@ -265,6 +266,10 @@ class EngineH11(H11Protocol):
             await self.send(RawData(data))
 
     async def _create_stream(self, request: h11.Request) -> None:
+        if not request.http_version.startswith(b"1."):
+            await self._send_error_response(505)
+            await self.send(Closed())
+            return
         self.stream = EngineStream(
             self.app,
             self.config,
@@ -336,7 +341,7 @@ class EngineConnection(TCPServer):
             await trio.aclose_forcefully(self.stream)
 
     def close_if_idle(self) -> None:
-        if self.protocol.stream is None:
+        if not hasattr(self, "protocol") or self.protocol.stream is None:
             self._reader.cancel()
 
     async def protocol_send(self, event: Event) -> None:
@@ -400,6 +405,38 @@ class Listener:
     path: str = ""
 
 
+class Server:
+    """Serves streams; knows the connections that are open."""
+
+    def __init__(self, app: App) -> None:
+        self._app = ASGIWrapper(cast(Any, app))
+        self._config = HypercornConfig()
+        self._config.include_server_header = False
+        self._config.include_date_header = False  # our heads carry their own
+        self._config.h11_max_incomplete_size = MAX_HEAD_BYTES
+        self._config.errorlog = log
+        self._context = WorkerContext(None)
+        self._connections: set[EngineConnection] = set()
+
+    async def serve_stream(self, stream: Any) -> None:
+        """Serve one connection to its end, whatever it does."""
+        connection = EngineConnection(self._app, self._config, self._context, stream)
+        self._connections.add(connection)
+        try:
+            await connection.run()
+        except Exception:
+            # A wall: one bad connection never ends the engine.
+            log.exception("connection failed")
+        finally:
+            self._connections.discard(connection)
+
+    async def finish(self) -> None:
+        """Let every connection end after the request it is at."""
+        await self._context.terminated.set()
+        for connection in list(self._connections):
+            connection.close_if_idle()
+
+
 async def serve(
     app: App,
     listeners: Sequence[Listener],
@@ -410,34 +447,13 @@ async def serve(
 
     Cancellation: every connection is closed at once; handlers are cancelled.
     """
-    config = HypercornConfig()
-    config.include_server_header = False
-    config.include_date_header = False  # our heads carry their own
-    config.h11_max_incomplete_size = MAX_HEAD_BYTES
-    config.errorlog = log
-    context = WorkerContext(None)
-    wrapped = ASGIWrapper(cast(Any, app))
-    open_connections: set[EngineConnection] = set()
-
-    async def handle(stream: Any) -> None:
-        connection = EngineConnection(wrapped, config, context, stream)
-        open_connections.add(connection)
-        try:
-            await connection.run()
-        except Exception:
-            # A wall: one bad connection never ends the engine.
-            log.exception("connection failed")
-        finally:
-            open_connections.discard(connection)
-
+    server = Server(app)
     async with trio.open_nursery() as connections:
         async with trio.open_nursery() as accepting:
             for listener in listeners:
-                accepting.start_soon(_accept, listener.accepting, handle, connections)
+                accepting.start_soon(_accept, listener.accepting, server.serve_stream, connections)
             task_status.started()
-        await context.terminated.set()
-        for connection in list(open_connections):
-            connection.close_if_idle()
+        await server.finish()
 
 
 async def _accept(

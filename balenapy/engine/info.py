@@ -148,8 +148,8 @@ class _Machine:
             "MemoryLimit": cgroups.has("memory"),
             "SwapLimit": _has_swap_limit(cgroups),
             "KernelMemory": _has_file(cgroups, "memory", "memory.kmem.limit_in_bytes"),
-            "CpuCfsPeriod": is_v2 and cgroups.has("cpu") or _has_file(cgroups, "cpu", "cpu.cfs_period_us"),
-            "CpuCfsQuota": is_v2 and cgroups.has("cpu") or _has_file(cgroups, "cpu", "cpu.cfs_quota_us"),
+            "CpuCfsPeriod": (is_v2 and cgroups.has("cpu")) or _has_file(cgroups, "cpu", "cpu.cfs_period_us"),
+            "CpuCfsQuota": (is_v2 and cgroups.has("cpu")) or _has_file(cgroups, "cpu", "cpu.cfs_quota_us"),
             "CPUShares": cgroups.has("cpu"),
             "CPUSet": cgroups.has("cpuset"),
         }
@@ -192,7 +192,7 @@ def _version(config: Config) -> dict[str, Any]:
         "MinAPIVersion": version.MIN_API_VERSION,
         "Os": "linux",
     }
-    result = {
+    result: dict[str, Any] = {
         "Platform": {"Name": ""},
         "Components": [{"Name": "Engine", "Version": version.ENGINE_VERSION, "Details": details}],
         "Engine": version.ENGINE_NAME,
