@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from balenapy.config import Config
 from balenapy.linux import conmon
 from balenapy.linux.conmon import Bundle, Created
 from balenapy.linux.runtime import Runtime, Runtimes
@@ -110,7 +111,7 @@ def real_container(
 ) -> Iterator[RealContainer]:
     """A container that is not created yet; whatever becomes of it, nothing is left afterwards."""
     cid = f"bpt{os.getpid()}x{next(_numbers)}"
-    runtimes = Runtimes(root / directory)
+    runtimes = Runtimes(Config(exec_root=root / directory))
     bundle = Bundle(root / directory / cid)
     exit_dir = root / "persist" / cid
     exit_dir.mkdir(parents=True)

@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import trio
 
@@ -154,33 +155,50 @@ class Runtime:
             raise SystemFailure(f"{self.name} {arguments[0]} failed: {message}")
 
 
+class Settings(Protocol):
+    """The part of the configuration that concerns runtimes."""
+
+    @property
+    def exec_root(self) -> Path: ...
+    @property
+    def cgroup_driver(self) -> str: ...
+    @property
+    def default_runtime(self) -> str: ...
+    @property
+    def runtimes(self) -> Mapping[str, str]: ...
+
+
 class Runtimes:
     """The runtimes that containers may name. `runc` is always one of them and the default unless told otherwise."""
 
-    def __init__(
-        self,
-        exec_root: Path,
-        *,
-        cgroup_driver: str = "cgroupfs",
-        added: Mapping[str, str] | None = None,
-        default: str = DEFAULT_NAME,
-    ) -> None:
+    def __init__(self, settings: Settings) -> None:
         """Look what is installed and what this machine's cgroups allow.
 
-        Raises: SystemFailure when neither runc nor crun can be used, or conmon is missing.
+        Raises: SystemFailure when neither runc nor crun can be used, an added one is missing, or conmon is.
         """
-        self.cgroups = Cgroups.read(cgroup_driver)
+        self.cgroups = Cgroups.read(settings.cgroup_driver)
         self.conmon = find_conmon()
-        self.default = default
+        self.default = settings.default_runtime
+        self._root = settings.exec_root / "runtimes"
         paths = {DEFAULT_NAME: choose(self.cgroups)}
-        for name, path in (added or {}).items():
+        for name, path in settings.runtimes.items():
             found = _find(path)
             if found is None:
                 raise SystemFailure(f"runtime {name}: {path} is not an executable")
             paths[name] = found
-        self._runtimes = {
-            name: Runtime(name, path, exec_root / "runtimes" / name, self.cgroups) for name, path in paths.items()
-        }
+        self._runtimes = {name: Runtime(name, path, self._root / name, self.cgroups) for name, path in paths.items()}
+
+    async def probe(self) -> None:
+        """Make the directories of the runtimes' state and say what was chosen."""
+        for runtime in self._runtimes.values():
+            runtime.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        log.info(
+            "cgroups=%s driver=%s runtimes=%s conmon=%s",
+            self.cgroups.mode.value,
+            self.cgroups.driver,
+            ",".join(f"{name}:{path}" for name, path in self.paths.items()),
+            self.conmon,
+        )
 
     @property
     def paths(self) -> dict[str, str]:
