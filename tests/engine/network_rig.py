@@ -40,6 +40,9 @@ class RecordedEvents:
     def publish(self, type: str, action: str, actor_id: str, attributes: dict[str, str]) -> None:
         self.seen.append((type, action, actor_id, attributes))
 
+    def volume(self, name: str, action: str, attributes: dict[str, str]) -> None:
+        self.publish("volume", action, name, attributes)
+
     @property
     def actions(self) -> list[str]:
         return [f"{type} {action}" for type, action, _, _ in self.seen]
@@ -80,7 +83,9 @@ class Rig:
     def address(self, last_byte: int) -> str:
         return f"10.213.{self.third_byte}.{last_byte}"
 
-    def container(self, name: str = "", publish: dict[str, list[tuple[str, str]]] | None = None, **host: Any) -> Container:
+    def container(
+        self, name: str = "", publish: dict[str, list[tuple[str, str]]] | None = None, **host: Any
+    ) -> Container:
         """A record with these `{"80/tcp": [(host_ip, host_port)]}` bindings."""
         ports = publish or {}
         container = Container(

@@ -1,0 +1,47 @@
+"""The volume: what a client asks for, and the record we keep of it."""
+
+# ruff: noqa: RUF009  (the kinds make dataclass fields)
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from balenapy.core.mountspec import LOCAL
+from balenapy.core.wire import number, optional, rfc3339nano, text
+
+_SECOND = 1_000_000_000
+
+
+@dataclass(slots=True)
+class VolumeCreate:
+    """Body of `POST /volumes/create`."""
+
+    GO: ClassVar[str] = "volume.VolumeCreateBody"
+    driver: str = text("Driver")
+    driver_opts: dict[str, str] | None = optional("DriverOpts")
+    labels: dict[str, str] | None = optional("Labels")
+    name: str = text("Name")
+
+
+@dataclass(slots=True)
+class Volume:
+    """The record. `removed_ns` is not 0 for a tombstone: its directory is on its way out."""
+
+    name: str = text("Name")
+    created_ns: int = number("Created")
+    driver_opts: dict[str, str] | None = optional("Options")
+    labels: dict[str, str] | None = optional("Labels")
+    removed_ns: int = number("Removed", omit=True)
+
+    def describe(self, mountpoint: str) -> dict[str, Any]:
+        """The volume as the API shows it, keys in Go's order."""
+        return {
+            "CreatedAt": rfc3339nano(self.created_ns // _SECOND * _SECOND),
+            "Driver": LOCAL,
+            "Labels": self.labels,
+            "Mountpoint": mountpoint,
+            "Name": self.name,
+            "Options": self.driver_opts,
+            "Scope": "local",
+        }
