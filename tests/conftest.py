@@ -82,10 +82,12 @@ def shared_engine(
         for image in (busybox, app):
             answer = engine.request("POST", f"/v1.39/images/create?fromImage={image}")
             assert "error" not in answer.lines[-1], answer.body
-        # The first run opens what stays open (a bridge, the connection to a runtime).
-        created = engine.request("POST", "/v1.39/containers/create", {"Image": busybox, "Cmd": ["true"]}).json
-        for call in (f"{created['Id']}/start", f"{created['Id']}/wait"):
-            engine.request("POST", f"/v1.39/containers/{call}")
+        # The first runs make what stays: a bridge, the host's namespace among the sandboxes.
+        for network in ("bridge", "host"):
+            body = {"Image": busybox, "Cmd": ["true"], "HostConfig": {"NetworkMode": network}}
+            container = engine.request("POST", "/v1.39/containers/create", body).json["Id"]
+            for call in ("start", "wait"):
+                engine.request("POST", f"/v1.39/containers/{container}/{call}")
         engine.remove_containers()
         wait_until(lambda: engine.request("GET", "/v1.39/containers/json?all=1").json == [])
         at_rest = leftovers()
