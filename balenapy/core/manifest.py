@@ -127,7 +127,7 @@ def parse_document(raw: bytes, media_type: str) -> Manifest | Index:
         )
     if document.get("config") is not None or document.get("layers") is not None:
         words = "manifestlist: expected list but found manifest"
-        raise InvalidDocument(words if kind == MANIFEST_LIST else "ociindex: expected index but found manifest")
+        raise InvalidDocument(words if kind == MANIFEST_LIST else "index: expected index but found manifest")
     return Index(
         media_type=kind,
         digest=digest,
@@ -148,7 +148,8 @@ def _kind(document: Mapping[str, Any], content_type: str) -> str:
         raise InvalidDocument("unsupported schema version")
     if content_type in ACCEPTED_MANIFESTS:
         if own and own != content_type:
-            raise InvalidDocument(f"mediaType in manifest should be '{content_type}' not '{own}'")
+            words = "if present, mediaType" if content_type.startswith("application/vnd.oci.") else "mediaType"
+            raise InvalidDocument(f"{words} in manifest should be '{content_type}' not '{own}'")
         return content_type
     # Static file servers and some proxies say application/json, text/plain or nothing.
     if own:
@@ -264,8 +265,6 @@ def parse_platform(text: str, host: Platform) -> Platform:
                 raise InvalidParameter(f'"{text}": unknown operating system or architecture: invalid argument')
     else:
         platform = normalize_platform(Platform(os, parts[1], parts[2] if len(parts) == 3 else ""))
-    if platform.os != "linux":
-        raise InvalidParameter("operating system is not supported")
     return platform
 
 

@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import platform
+import re
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -52,6 +53,8 @@ PING_TIMEOUT_S = 15  # registry/auth.go PingV2Registry
 ERROR_BODY_MAX_BYTES = 64 << 10
 TAGS_MAX = 10_000
 TAGS_PAGES_MAX = 200
+
+_NOT_IN_HOST = re.compile(r"[^A-Za-z0-9._~:\[\]%-]")
 
 T = TypeVar("T")
 
@@ -160,12 +163,7 @@ class Registry:
         host = LEGACY_DEFAULT_DOMAIN
         address = auth.serveraddress
         if address and address != DOCKER_HUB_SERVER:
-            try:
-                parts = urlsplit(address if address.startswith(("https://", "http://")) else f"https://{address}")
-                host = parts.netloc
-                _ = parts.port
-            except ValueError as error:
-                raise InvalidParameter(f"unable to parse server address: {error}") from error
+            host = _server_host(address)
         domain = DEFAULT_DOMAIN if host == LEGACY_DEFAULT_DOMAIN else host
         make = self._maker(upstream_client, None)
         refused: RegistryError | None = None
@@ -239,12 +237,26 @@ async def _login(make: Callable[[Endpoint], HTTP], endpoint: Endpoint, auth: Aut
         async with http.request("GET", url, headers) as answer:
             if answer.status == 200:
                 return Login("Login Succeeded", authorizer.identity_token)
-            if answer.status == 401:
-                raise (await _error_of(answer)).within("Get", url)
             raise RegistryError(
                 f"login attempt to {url} failed with status: {answer.status} {reason_phrase(answer.status)}",
+                code="UNAUTHORIZED" if answer.status == 401 else "",
                 status=answer.status,
             )
+
+
+def _server_host(address: str) -> str:
+    """`host[:port]` of a server address, with or without scheme and path."""
+    url = address if address.startswith(("https://", "http://")) else f"https://{address}"
+    try:
+        host = urlsplit(url).netloc
+        port_is_good = urlsplit(url).port != 0
+    except ValueError as error:
+        raise InvalidParameter(f'unable to parse server address: parse "{url}": {error}') from error
+    strange = _NOT_IN_HOST.search(host)
+    if strange or not port_is_good:
+        problem = f'invalid character "{strange[0]}" in host name' if strange else "invalid port"
+        raise InvalidParameter(f'unable to parse server address: parse "{url}": {problem}')
+    return host
 
 
 async def _ping(http: HTTP, endpoint: Endpoint, auth: AuthConfig | None, *, offline: bool = False) -> Authorizer:

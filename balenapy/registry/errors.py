@@ -16,15 +16,24 @@ from balenapy.errors import EngineError, NotFound, SystemFailure, Unauthorized
 
 # docker/distribution registry/api/errcode and api/v2: what a code says when the registry adds no message
 _MESSAGES = {
+    "UNKNOWN": "unknown error",
+    "UNSUPPORTED": "The operation is unsupported.",
     "UNAUTHORIZED": "authentication required",
     "DENIED": "requested access to the resource is denied",
-    "UNSUPPORTED": "The operation is unsupported.",
     "UNAVAILABLE": "service unavailable",
     "TOOMANYREQUESTS": "too many requests",
-    "MANIFEST_UNKNOWN": "manifest unknown",
+    "DIGEST_INVALID": "provided digest did not match uploaded content",
+    "SIZE_INVALID": "provided length did not match content length",
+    "NAME_INVALID": "invalid repository name",
+    "TAG_INVALID": "manifest tag did not match URI",
     "NAME_UNKNOWN": "repository name not known to registry",
+    "MANIFEST_UNKNOWN": "manifest unknown",
+    "MANIFEST_INVALID": "manifest invalid",
+    "MANIFEST_UNVERIFIED": "manifest failed signature verification",
+    "MANIFEST_BLOB_UNKNOWN": "blob unknown to registry",
     "BLOB_UNKNOWN": "blob unknown to registry",
-    "UNKNOWN": "unknown error",
+    "BLOB_UPLOAD_UNKNOWN": "blob upload unknown to registry",
+    "BLOB_UPLOAD_INVALID": "blob upload invalid",
 }
 
 # Asking again changes nothing (moby distribution/errors.go retryOnError, and balena's additions).
@@ -109,7 +118,7 @@ def error_of_answer(
                 shown = json.dumps(body.decode("utf-8", "replace"), ensure_ascii=False)
                 text = f"error parsing HTTP {status} response body: {problem}: {shown}"
         if code:
-            text = f"{code.lower().replace('_', ' ')}: {message or _MESSAGES.get(code, 'unknown error')}"
+            text = f"{code.lower().replace('_', ' ')}: {message or _MESSAGES[code]}"
     if status == 429 and not code:
         code = "TOOMANYREQUESTS"
     # Too many requests is only worth another try when the registry says when.
@@ -132,8 +141,10 @@ def _first_error(status: int, body: bytes) -> tuple[str, str, str]:
             return "", "", "unexpected end of JSON input"
         first = body.lstrip().decode("utf-8", "replace")[:1]
         return "", "", f"invalid character {_go_rune(first)} looking for beginning of value"
-    if not isinstance(document, dict):
-        return "", "", "json: cannot unmarshal value into Go value of type errcode.Errors"
+    if not isinstance(document, dict | None):
+        kind = _GO_KINDS.get(type(document), "number")
+        return "", "", f"json: cannot unmarshal {kind} into Go value of type struct {{ Errors []errcode.Error }}"
+    document = document or {}
     details = document.get("details")
     if isinstance(details, str) and details:  # Docker Hub's and old registries' irregular form
         known = {401: "UNAUTHORIZED", 429: "TOOMANYREQUESTS"}
@@ -144,10 +155,13 @@ def _first_error(status: int, body: bytes) -> tuple[str, str, str]:
         return "", "", "no error details found in HTTP response body"
     code, message = entry.get("code"), entry.get("message")
     return (
-        code if isinstance(code, str) and code else "UNKNOWN",
+        code if isinstance(code, str) and code in _MESSAGES else "UNKNOWN",
         message if isinstance(message, str) else "",
         "",
     )
+
+
+_GO_KINDS = {list: "array", str: "string", bool: "bool"}
 
 
 def _go_rune(character: str) -> str:

@@ -299,7 +299,7 @@ class _Handler(BaseHTTPRequestHandler):
     # -- how it is answered
 
     def _error(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
-        body = json.dumps({"errors": [{"code": code, "message": message}]}).encode()
+        body = json.dumps({"errors": [{"code": code, "message": message, "detail": {"path": self.path}}]}).encode()
         self._answer(status, body, {"Content-Type": "application/json", **(headers or {})})
 
     def _answer(self, status: int, body: bytes, headers: Mapping[str, str], fault: Fault | None = None) -> None:
