@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any
 
 from balenapy.core.container import (
     ContainerConfig,
@@ -27,7 +28,7 @@ from balenapy.core.container import (
 from balenapy.core.ociconfig import DEFAULT_MASKED_PATHS, DEFAULT_READONLY_PATHS
 from balenapy.core.ports import parse_port
 from balenapy.core.signals import parse_signal
-from balenapy.core.wire import Empty
+from balenapy.core.wire import Empty, MalformedJSON, decode, has_any_key, kind_of
 from balenapy.errors import Conflict, InvalidParameter, SystemFailure
 
 MIN_MEMORY_BYTES = 4 << 20  # moby linuxMinMemory in 18.09; 6 MB later
@@ -68,6 +69,47 @@ class KernelSupport:
     blkio_throttle: bool = True
     pids_limit: bool = True
     ipv4_forwarding: bool = True
+
+
+# --- the body -------------------------------------------------------------------------------------------------
+
+
+_WRAPPER = "ContainerConfigWrapper"  # the Go type of the whole body, for error texts
+
+
+@dataclass(slots=True)
+class CreateRequest:
+    config: ContainerConfig
+    host_config: HostConfig
+    networking: NetworkingConfig | None = None
+
+
+def parse_create(body: Any) -> CreateRequest:
+    """Read the body of a create request: Config's keys with HostConfig and NetworkingConfig beside them.
+
+    Clients from before API 1.18 put some keys of HostConfig at the top level; without HostConfig all of them may be.
+
+    Raises: MalformedJSON; InvalidParameter, when there is no config at all.
+    """
+    if body is not None and not isinstance(body, dict):
+        raise MalformedJSON(f"json: cannot unmarshal {kind_of(body)} into Go value of type runconfig.{_WRAPPER}")
+    keys = {key.lower(): value for key, value in (body or {}).items()}
+    config = decode(ContainerConfig, body, within=(_WRAPPER, ""))
+    inner = keys.get("hostconfig")
+    outer = decode(HostConfig, body, within=(_WRAPPER, ""))
+    host_config = outer if inner is None else decode(HostConfig, inner, within=(_WRAPPER, "HostConfig"))
+    for attribute in ("memory", "memory_swap", "cpu_shares", "cpuset_cpus", "volume_driver"):
+        if not getattr(host_config, attribute):
+            setattr(host_config, attribute, getattr(outer, attribute))
+    networking = None
+    if keys.get("networkingconfig") is not None:
+        within = (_WRAPPER, "NetworkingConfig")
+        networking = decode(NetworkingConfig, keys["networkingconfig"], within=within)
+    if body is None or not has_any_key(ContainerConfig, body):
+        raise InvalidParameter("Config cannot be empty in order to create a container")
+    if not host_config.network_mode:
+        host_config.network_mode = "default"
+    return CreateRequest(config, host_config, networking)
 
 
 # --- names ----------------------------------------------------------------------------------------------------
@@ -220,6 +262,22 @@ def command_of(config: ContainerConfig) -> tuple[str, list[str]]:
 
 
 # --- HostConfig -----------------------------------------------------------------------------------------------
+
+
+def parse_link(text: str) -> tuple[str, str]:
+    """`name[:alias]` of HostConfig.Links, or inspect's form `/name:/this/alias`.
+
+    Raises: InvalidParameter. Source: moby opts/opts.go ParseLink.
+    """
+    if not text:
+        raise InvalidParameter("empty string specified for links")
+    parts = text.split(":")
+    if len(parts) > 2:
+        raise InvalidParameter(f"bad format for links: {text}")
+    if len(parts) == 1:
+        return text, text
+    name, alias = parts
+    return (name[1:], alias.rpartition("/")[2]) if name.startswith("/") else (name, alias)
 
 
 def check_restart_policy(policy: RestartPolicy) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from balenapy.core.wire import MalformedJSON, parse_json
+from balenapy.core.wire import MalformedJSON, kind_of, parse_json
 from balenapy.errors import InvalidParameter
 
 
@@ -125,8 +125,7 @@ def _is_list(entry: Any) -> bool:
 
 
 def _mismatch(value: Any, go: str) -> str:
-    kinds: dict[type, str] = {bool: "bool", int: "number", float: "number", str: "string", list: "array"}
-    return f"json: cannot unmarshal {kinds.get(type(value), 'object')} into Go value of type {go}"
+    return f"json: cannot unmarshal {kind_of(value)} into Go value of type {go}"
 
 
 def _search(pattern: str, candidate: str) -> bool:

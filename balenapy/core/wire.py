@@ -111,10 +111,16 @@ class _Mismatch(Exception):
 
 
 def _word(value: Any, go: str) -> str:
+    kind = kind_of(value)
+    return f"number {json.dumps(value)}" if kind == "number" and go in _RANGES else kind
+
+
+def kind_of(value: Any) -> str:
+    """What Go's decoder calls a JSON value."""
     if isinstance(value, bool):
         return "bool"
     if isinstance(value, int | float):
-        return f"number {json.dumps(value)}" if go in _RANGES else "number"
+        return "number"
     if isinstance(value, str):
         return "string"
     return "array" if isinstance(value, list) else "object"
