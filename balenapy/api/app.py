@@ -156,7 +156,7 @@ class App(QuartTrio):
             handler, names = _options, {}
         else:
             try:
-                endpoint, names = self._adapter.match(path, request.method)
+                endpoint, names = self.match(path, request.method)
             except HTTPException:  # unknown, another method, or a trailing slash: all one to the engine we replace
                 return error_response(404, "page not found"), {}
             handler = self.view_functions[endpoint]  # type: ignore[assignment]
@@ -168,6 +168,10 @@ class App(QuartTrio):
             return await handler(request, **names), self._headers
         except Exception as raised:
             return self.error(request, raised), self._headers
+
+    def match(self, path: str, method: str) -> tuple[str, Mapping[str, Any]]:
+        """The endpoint and the names in the path. Raises: HTTPException."""
+        return self._adapter.match(path, method)
 
     def error(self, request: Request, raised: BaseException) -> Response:
         """Render an error; one that has no kind is our bug, and its traceback goes to the log."""

@@ -19,7 +19,7 @@ import trio
 from balenapy import __version__, version
 from balenapy.core.container import Status
 from balenapy.core.wire import rfc3339nano
-from balenapy.errors import EngineError
+from balenapy.errors import EngineError, SystemFailure
 from balenapy.linux.process import run_tool
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Info:
         self.id = _engine_id(engine)
         self._runc_version: str | None = None
         self._version = _version(engine.config)
+        self._counting = False
 
     def version(self) -> dict[str, Any]:
         return self._version
@@ -136,6 +137,34 @@ class Info:
             "SecurityOptions": [f"name=seccomp,profile={config.seccomp_profile or 'default'}"],
             "Warnings": [*_api_warnings(config), *machine.warnings()] or None,
         }
+
+    async def disk_usage(self) -> dict[str, Any]:
+        """Sizes of everything; walks the trees of volumes and of containers' writable layers.
+
+        Raises: SystemFailure, while another one is at it.
+        """
+        if self._counting:
+            raise SystemFailure("a disk usage operation is already running")
+        self._counting = True
+        engine = self._engine
+        try:
+            layers_size, images = engine.images.disk_usage()
+            return {
+                "LayersSize": layers_size,
+                "Images": images,
+                "Containers": await engine.containers.list(everything=True, size=True),
+                "Volumes": [
+                    {
+                        **engine.volumes.describe(usage.volume),
+                        "UsageData": {"RefCount": usage.references, "Size": usage.size_bytes},
+                    }
+                    for usage in await engine.volumes.usage()
+                ],
+                "BuildCache": None,
+                "BuilderSize": 0,
+            }
+        finally:
+            self._counting = False
 
 
 class _Machine:

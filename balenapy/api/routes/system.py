@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from balenapy.api import query
-from balenapy.api.app import App, Request, route
+from balenapy.api.app import App, Request, json_body, route
 from balenapy.api.response import (
     BodyWriter,
     Response,
@@ -19,7 +19,7 @@ from balenapy.api.response import (
     text_response,
 )
 from balenapy.core import gojson
-from balenapy.errors import InvalidParameter
+from balenapy.errors import InvalidParameter, SystemFailure
 
 if TYPE_CHECKING:
     from balenapy.engine.engine import Engine
@@ -61,8 +61,20 @@ def register(app: App, engine: Engine) -> None:
 
         return stream_response(produce, "application/json", head_first=False)
 
+    async def auth(request: Request) -> Response:
+        from balenapy.registry.auth import auth_config
+
+        given = auth_config(await json_body(request, refuse=SystemFailure))
+        login = await engine.registry.login(given, upstream_client=request.headers.get("User-Agent", ""))
+        return json_response({"IdentityToken": login.identity_token, "Status": login.status})
+
+    async def disk_usage(request: Request) -> Response:
+        return json_response(await engine.info.disk_usage())
+
     route(app, "GET", "/_ping", ping)
     route(app, "HEAD", "/_ping", head_ping)
     route(app, "GET", "/version", version)
     route(app, "GET", "/info", info)
     route(app, "GET", "/events", events)
+    route(app, "POST", "/auth", auth)
+    route(app, "GET", "/system/df", disk_usage)

@@ -1,0 +1,107 @@
+"""The arrows of the architecture, and what a daemon at rest must not carry.
+
+api > engine > stores, registry > linux > core
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "balenapy"
+
+# What each package may import of ours. `errors`, `version` and the package itself are for everybody.
+ALLOWED: dict[str, set[str]] = {
+    "core": set(),
+    "linux": {"core"},
+    "registry": {"core"},
+    "stores": {"core", "linux"},
+    "engine": {"core", "linux", "stores", "registry", "config"},
+    "api": {"core", "engine"},
+    "worker": {"core", "linux"},
+    "cli": {"core", "config"},
+    "config": set(),
+}
+EVERYBODY = {"errors", "version", ""}
+# `core` decides without I/O: what does I/O, or tells the time, or is random, has no place there.
+NOT_IN_CORE = {"trio", "os", "socket", "subprocess", "random", "secrets", "threading", "asyncio", "httpx", "quart"}
+# Only for annotations, or only at the edge between two layers, with the reason.
+EXCEPTIONS = {
+    ("api/server.py", "config"),  # hosts and TLS of the listeners
+    ("api/routes/system.py", "registry"),  # credentials in the body of /auth
+}
+HEAVY = ("tarfile", "zstandard", "bsdiff4", "gzip", "lzma", "bz2", "zipfile", "httpx", "httpcore", "pyroute2")
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE)
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names a file imports, wherever in it; those under TYPE_CHECKING aside."""
+    names: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        match node:
+            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                for other in node.orelse:
+                    visit(other)
+                return
+            case ast.Import():
+                names.update(alias.name for alias in node.names)
+            case ast.ImportFrom(module=str(module), level=0):
+                names.update(f"{module}.{alias.name}" for alias in node.names)
+            case ast.ImportFrom():
+                raise AssertionError(f"{path}: relative import")
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text()))
+    return names
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down_only(path: Path) -> None:
+    package = path.relative_to(PACKAGE).parts[0]
+    allowed = ALLOWED[package] | EVERYBODY | {package}
+    for name in imported(path):
+        if name == "balenapy" or name.startswith("balenapy."):
+            target = name.removeprefix("balenapy").removeprefix(".").partition(".")[0]
+            if target.startswith("__") or (str(path.relative_to(PACKAGE)), target) in EXCEPTIONS:
+                continue
+            assert target in allowed, f"{package} must not import {name}"
+        if package == "core":
+            assert name.split(".")[0] not in NOT_IN_CORE, f"core must not import {name}"
+        if package not in ("worker",):
+            assert name.split(".")[0] not in ("tarfile", "zstandard", "bsdiff4", "gzip", "lzma"), name
+
+
+def test_delta_imports_nothing_of_the_engine() -> None:
+    for path in (ROOT / "delta").rglob("*.py"):
+        assert not [name for name in imported(path) if name.split(".")[0] == "balenapy"], path
+
+
+def test_workers_know_no_trio_and_no_quart() -> None:
+    for path in (PACKAGE / "worker").rglob("*.py"):
+        assert not {name.split(".")[0] for name in imported(path)} & {"trio", "quart", "hypercorn", "httpx"}, path
+
+
+def test_daemon_at_rest_carries_nothing_heavy() -> None:
+    program = f"""
+import sys
+from types import SimpleNamespace
+import balenapy.config, balenapy.daemon
+from balenapy.api import server
+from balenapy.api.app import App
+from balenapy.api.routes import register_all
+register_all(App(), SimpleNamespace())
+print(*[name for name in {HEAVY!r} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.stderr == ""
+    assert done.stdout.split() == []
