@@ -1,0 +1,70 @@
+"""Containers: create, list, inspect, update, rename, remove, prune. What runs in them is in `process.py`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from balenapy.api import query
+from balenapy.api.app import App, Request, json_body, route
+from balenapy.api.response import Response, empty_response, json_response
+from balenapy.core.container import UpdateConfig
+from balenapy.core.creation import parse_create
+from balenapy.core.filters import parse_filters
+from balenapy.engine.containers import LIST_FILTERS, PRUNE_FILTERS
+from balenapy.errors import SystemFailure
+
+if TYPE_CHECKING:
+    from balenapy.engine.engine import Engine
+
+
+def register(app: App, engine: Engine) -> None:
+    async def create(request: Request) -> Response:
+        asked = parse_create(await json_body(request, refuse=SystemFailure))
+        if not request.version_at_least("1.25"):
+            asked.host_config.auto_remove = False  # such clients remove by themselves
+        container, warnings = await engine.containers.create(asked, request.args.get("name", ""))
+        return json_response({"Id": container.id, "Warnings": warnings or None}, 201)
+
+    async def summaries(request: Request) -> Response:
+        filters = parse_filters(request.args.get("filters", ""), LIST_FILTERS)
+        return json_response(
+            await engine.containers.summaries(
+                filters,
+                everything=query.boolean(request.args, "all"),
+                limit=query.integer(request.args, "limit"),
+                size=query.boolean(request.args, "size"),
+            )
+        )
+
+    async def inspect(request: Request, name: str) -> Response:
+        return json_response(await engine.containers.inspect(name, size=query.boolean(request.args, "size")))
+
+    async def update(request: Request, name: str) -> Response:
+        changes = await json_body(request, UpdateConfig, refuse=SystemFailure) or UpdateConfig()
+        return json_response({"Warnings": await engine.containers.update(name, changes) or None})
+
+    async def rename(request: Request, name: str) -> Response:
+        await engine.containers.rename(name, request.args.get("name", ""))
+        return empty_response()
+
+    async def remove(request: Request, name: str) -> Response:
+        await engine.containers.remove(
+            name,
+            force=query.boolean(request.args, "force"),
+            remove_volumes=query.boolean(request.args, "v"),
+            link=query.boolean(request.args, "link"),
+        )
+        return empty_response()
+
+    async def prune(request: Request) -> Response:
+        filters = parse_filters(request.args.get("filters", ""), PRUNE_FILTERS)
+        removed, reclaimed = await engine.containers.prune(filters)
+        return json_response({"ContainersDeleted": removed or None, "SpaceReclaimed": reclaimed})
+
+    route(app, "POST", "/containers/create", create)
+    route(app, "GET", "/containers/json", summaries)
+    route(app, "GET", "/containers/<path:name>/json", inspect)
+    route(app, "POST", "/containers/<path:name>/update", update)
+    route(app, "POST", "/containers/<path:name>/rename", rename)
+    route(app, "DELETE", "/containers/<path:name>", remove)
+    route(app, "POST", "/containers/prune", prune)
