@@ -327,3 +327,14 @@ def inotify_rm_watch(fd: int, number: int) -> None:
     """A watch that went with its file is no error."""
     if _libc.inotify_rm_watch(fd, number) and ctypes.get_errno() != errno.EINVAL:
         _raise_errno()
+
+
+_FALLOC_FL_KEEP_SIZE = 1
+_FALLOC_FL_PUNCH_HOLE = 2
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """fallocate(2): give the memory or the blocks of a part of a file back; it then reads as zeros."""
+    mode = ctypes.c_int(_FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE)
+    if _libc.fallocate64(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)):
+        _raise_errno()
