@@ -218,6 +218,7 @@ async def _restore(engine: Engine) -> None:
     """Bring the kernel's state and the rows together before anybody is served."""
     await engine.runtimes.probe()
     engine.snapshots.recover()
+    engine.images.recover()
     await engine.networks.restore()
     await engine.supervisors.recover()
 
@@ -225,6 +226,7 @@ async def _restore(engine: Engine) -> None:
 def _start_background(engine: Engine) -> None:
     engine.nursery.start_soon(engine.supervisors.start_wanted)
     engine.nursery.start_soon(engine.snapshots.trash.serve)
+    engine.nursery.start_soon(engine.images.collector.serve)
 
 
 @contextmanager
