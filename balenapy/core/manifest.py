@@ -140,11 +140,13 @@ def _kind(document: Mapping[str, Any], content_type: str) -> str:
     """Decide which of the four types this is; the document's own word must not contradict the header's."""
     own = _string(document, "mediaType", "manifest")
     schema = document.get("schemaVersion")
+    if isinstance(schema, bool):  # which Python counts as a number and JSON does not
+        raise InvalidDocument("unsupported schema version")
     if content_type in (SCHEMA1, SCHEMA1_SIGNED) or own in (SCHEMA1, SCHEMA1_SIGNED) or schema == 1:
         raise InvalidDocument(
             f"manifest schema 1 ({content_type or SCHEMA1}) is not supported: push the image again as schema 2 or OCI"
         )
-    if schema != 2 or isinstance(schema, bool):
+    if schema != 2:
         raise InvalidDocument("unsupported schema version")
     if content_type in ACCEPTED_MANIFESTS:
         if own and own != content_type:
