@@ -224,7 +224,9 @@ class Images:
             entries.append(
                 {
                     "Comment": step.comment,
-                    "Created": wire.parse_rfc3339(step.created) // 10**9 if step.created else GO_ZERO_TIME_S,
+                    "Created": GO_ZERO_TIME_S
+                    if step.created in ("", wire.ZERO_TIME)
+                    else wire.parse_rfc3339(step.created) // 10**9,
                     "CreatedBy": step.created_by,
                     "Id": "<missing>",
                     "Size": size_bytes,

@@ -55,7 +55,10 @@ class Collector:
     async def serve(self) -> None:
         """Collect whenever woken, until cancelled."""
         while True:
-            await self.collect()
+            try:
+                await self.collect()
+            except Exception:  # a background job must not end the daemon; a full disk passes
+                log.exception("collection failed")
             with trio.move_on_after(IDLE_INTERVAL_S):
                 await self._wake.wait()
 

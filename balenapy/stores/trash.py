@@ -17,6 +17,9 @@ from balenapy.linux import durable
 log = logging.getLogger(__name__)
 
 
+RETRY_S = 60
+
+
 class Trash:
     """One directory on the file system of the things that go into it."""
 
@@ -67,4 +70,8 @@ class Trash:
         """Empty the trash whenever something was put into it, until cancelled."""
         while True:
             await self._wake.wait()
-            await self.empty()
+            try:
+                await self.empty()
+            except Exception:  # a background job must not end the daemon
+                log.exception("cannot empty the trash")
+                await trio.sleep(RETRY_S)
