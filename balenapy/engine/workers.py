@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Feed = Callable[[trio.abc.SendStream], Awaitable[None]]
+Drain = Callable[[trio.abc.ReceiveStream], Awaitable[None]]
 
 MAX_AT_ONCE = 2  # each takes a core and tens of megabytes
 REPORT_MAX_BYTES = 16 << 20  # a report is a few hundred bytes; a list of changed paths may be long
@@ -53,23 +54,29 @@ class Workers:
         at_once = min(MAX_AT_ONCE, os.cpu_count() or 1)
         self._fed = trio.CapacityLimiter(at_once)
         self._unfed = trio.CapacityLimiter(at_once)
-        self._python = _python_command()
+        self._python = python_command()
 
-    async def run(self, verb: str, args: Mapping[str, object], *, feed: Feed | None = None) -> dict[str, Any]:
+    async def run(
+        self, verb: str, args: Mapping[str, object], *, feed: Feed | None = None, drain: Drain | None = None
+    ) -> dict[str, Any]:
         """Run one verb to its end and return its report.
 
         Args:
             feed: writes the worker's stdin and may close it; it is closed when `feed` returns. If the worker
                 ends first, `feed` is cancelled. An error that `feed` raises kills the worker and is raised here.
+            drain: reads what the worker puts out, to its end; the worker finds the descriptor in its argument
+                `output`. Errors as for `feed`.
 
         Raises: EngineError of the kind the worker reported; SystemFailure when it died without a report.
         Cancellation: the worker is killed and reaped; what it wrote stays where its arguments pointed.
         """
-        async with self._unfed if feed is None else self._fed:
-            return await self._run(verb, args, feed)
+        async with self._unfed if feed is None and drain is None else self._fed:
+            return await self._run(verb, args, feed, drain)
 
-    async def _run(self, verb: str, args: Mapping[str, object], feed: Feed | None) -> dict[str, Any]:
-        worker = _Worker(verb, [*self._python, verb, json.dumps(args)])
+    async def _run(
+        self, verb: str, args: Mapping[str, object], feed: Feed | None, drain: Drain | None
+    ) -> dict[str, Any]:
+        worker = _Worker([*self._python, verb], args, output=drain is not None)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(worker.read_report)
@@ -78,6 +85,8 @@ class Workers:
                     await worker.stdin.aclose()
                 else:
                     nursery.start_soon(worker.run_feed, feed)
+                if drain is not None:
+                    nursery.start_soon(worker.run_drain, drain)
                 await worker.wait()
         finally:
             await worker.kill_and_reap()
@@ -85,39 +94,64 @@ class Workers:
 
 
 class _Worker:
-    """One process, with its three pipes."""
+    """One process, with its pipes."""
 
-    def __init__(self, verb: str, command: list[str]) -> None:
-        self.verb = verb
-        # Not trio.open_process: it forks in a thread, and PR_SET_PDEATHSIG fires when that *thread* ends
-        # (prctl(2)), which for Trio's threads is ten idle seconds later. CPython uses vfork here: 1-2 ms.
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd="/",
-            env={"PATH": os.defpath, "BALENAPY_PARENT": str(os.getpid())},
-        )
+    def __init__(self, command: list[str], args: Mapping[str, object], *, output: bool) -> None:
+        self.verb = command[-1]
+        self._output: trio.lowlevel.FdStream | None = None
+        pass_fds: tuple[int, ...] = ()
+        if output:
+            reading, writing = os.pipe()
+            self._output = trio.lowlevel.FdStream(reading)
+            pass_fds = (writing,)
+            args = {**args, "output": writing}
+        try:
+            # Not trio.open_process: it forks in a thread, and PR_SET_PDEATHSIG fires when that *thread* ends
+            # (prctl(2)), which for Trio's threads is ten idle seconds later. CPython uses vfork here: 1-2 ms.
+            self._process = subprocess.Popen(
+                [*command, json.dumps(args)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=pass_fds,
+                cwd="/",
+                env={"PATH": os.defpath, "BALENAPY_PARENT": str(os.getpid())},
+            )
+        except OSError as error:
+            raise SystemFailure(f"cannot start a worker: {error}") from error
+        finally:
+            for fd in pass_fds:
+                os.close(fd)
         self.stdin = _FeedStream(_take(self._process.stdin))
         self._stdout = _take(self._process.stdout)
         self._stderr = _take(self._process.stderr)
         self._pidfd = os.pidfd_open(self._process.pid)
         self._feed_scope = trio.CancelScope()
-        self._feed_error: Exception | None = None
+        self._our_error: Exception | None = None  # of feed or drain: the first
         self._report = bytearray()
         self._last_words = bytearray()
 
     async def run_feed(self, feed: Feed) -> None:
-        """Let `feed` write; keep what it raises, so that the nursery does not wrap it in a group."""
+        """Let `feed` write."""
         with self._feed_scope:
-            try:
-                await feed(self.stdin)
-            except Exception as error:
-                self._feed_error = error
-                self._process.kill()
+            await self._guard(feed, self.stdin)
         with trio.CancelScope(shield=True):
             await self.stdin.aclose()
+
+    async def run_drain(self, drain: Drain) -> None:
+        """Let `drain` read; when it stops before the end, so does the worker."""
+        assert self._output is not None
+        await self._guard(drain, self._output)
+        with trio.CancelScope(shield=True):
+            await self._output.aclose()
+
+    async def _guard(self, work: Callable[[Any], Awaitable[None]], stream: object) -> None:
+        """Keep what `work` raises, so that the nursery does not wrap it in a group."""
+        try:
+            await work(stream)
+        except Exception as error:
+            self._our_error = self._our_error or error
+            self._process.kill()
 
     async def read_report(self) -> None:
         async for data in self._stdout:
@@ -147,8 +181,9 @@ class _Worker:
                 self._process.wait()
         os.close(self._pidfd)
         with trio.CancelScope(shield=True):
-            for stream in (self.stdin, self._stdout, self._stderr):
-                await trio.aclose_forcefully(stream)
+            for stream in (self.stdin, self._stdout, self._stderr, self._output):
+                if stream is not None:
+                    await trio.aclose_forcefully(stream)
 
     def result(self) -> dict[str, Any]:
         """The report, or the error it tells of.
@@ -163,8 +198,8 @@ class _Worker:
         if isinstance(report, dict) and isinstance(error := report.get("error"), dict):
             kind = KINDS.get(str(error.get("kind")), SystemFailure)
             raise kind(str(error.get("message", "")))
-        if self._feed_error is not None:
-            raise self._feed_error
+        if self._our_error is not None:
+            raise self._our_error
         if isinstance(report, dict) and self._process.returncode == 0:
             return report
         code = self._process.returncode
@@ -210,7 +245,7 @@ def _take(pipe: IO[bytes] | None) -> trio.lowlevel.FdStream:
     return trio.lowlevel.FdStream(fd)
 
 
-def _python_command() -> list[str]:
+def python_command() -> list[str]:
     """The command line up to the verb.
 
     Without `site` (-S) the interpreter starts in a third of the time; the directories it would have found are
