@@ -274,7 +274,7 @@ class Extractor:
 
     def _make(self, path: bytes, action: Callable[[], T], *, replace: bool = True) -> T:
         """Do `action`, which makes `path`; before that make its parents or take away what is there, as needed."""
-        parents_made = False
+        parents_made = displaced = False
         while True:
             try:
                 return action()
@@ -284,9 +284,10 @@ class Extractor:
                 self._make_parents(path)
                 parents_made = True
             except FileExistsError:
-                if not replace:
+                if displaced or not replace:
                     raise
                 self._displace(path)
+                displaced = True
 
     def _make_parents(self, path: bytes) -> None:
         at = path.find(b"/")
@@ -348,8 +349,14 @@ class Extractor:
                 crc = zlib.crc32(piece, crc)
         finally:
             os.close(fd)
-        # The same content twice is the same name: kept once.
-        os.rename(name, displaced_name(status.st_size, crc), src_dir_fd=dir_fd, dst_dir_fd=self._displaced)
+        keep = displaced_name(status.st_size, crc)
+        try:
+            os.stat(keep, dir_fd=self._displaced)
+        except FileNotFoundError:
+            os.rename(name, keep, src_dir_fd=dir_fd, dst_dir_fd=self._displaced)
+        else:
+            # This content is kept already. Not renamed over it: between two names of one file rename(2) does nothing.
+            os.unlink(name, dir_fd=dir_fd)
 
 
 def clean(name: bytes) -> bytes:
