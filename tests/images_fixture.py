@@ -7,6 +7,7 @@ them over plain HTTP, or hands them to the fake registry (`tests/registry/fake.p
 from __future__ import annotations
 
 import base64
+import functools
 import gzip
 import http.client
 import tarfile
@@ -93,7 +94,7 @@ class ImageFixture:
         }
         return Blob(CONFIG_TYPES[self.family], compact(document))
 
-    @property
+    @functools.cached_property
     def layers(self) -> tuple[Blob, ...]:
         last = len(self.compressions) - 1
         how = [self.compressions[min(n, last)] for n, _ in enumerate(self.tars)]
@@ -161,6 +162,7 @@ class IndexFixture:
 # -- ready-made images
 
 
+@functools.cache
 def busybox(
     family: Family = "docker",
     compression: Compression = "gzip",

@@ -248,7 +248,8 @@ class Authorizer:
 
     def learn(self, challenges: tuple[Challenge, ...]) -> bool:
         """Take challenges that come late, from a registry whose `/v2/` is open to all; whether they are news."""
-        if self._challenges or not challenges:
+        # A challenge with an error in it judges what was sent; it does not ask for something else.
+        if self._challenges or not challenges or any("error" in one.parameters for one in challenges):
             return False
         self._challenges = challenges
         return True

@@ -417,7 +417,8 @@ class Session:
                     break
                 log.info("next endpoint after endpoint=%s error=%s", endpoint.url, error.message)
         assert last is not None  # there is always one endpoint
-        raise self._translate(last, about or self.reference) from last
+        told = self._translate(last, about or self.reference)
+        raise told from (None if told is last else last)
 
     def _candidates(self) -> list[Endpoint]:
         speaking = {endpoint.host for endpoint in self._connections if endpoint.url.startswith("https:")}
