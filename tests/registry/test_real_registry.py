@@ -27,16 +27,11 @@ pytestmark = pytest.mark.skipif(REGISTRY is None, reason="no docker-registry on 
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealRegistry]:
     with real_registry(tmp_path_factory.mktemp("real"), basic_auth=True) as running:
         for family in ("oci", "docker"):
-            images_fixture.push(
-                running.host,
-                f"{family}/many",
-                "1",
-                images_fixture.multi_platform(family),
-                credentials=running.credentials,
-            )
-            images_fixture.push(
-                running.host, f"{family}/layers", "1", images_fixture.layered(family), credentials=running.credentials
-            )
+            for name, image in (
+                ("many", images_fixture.multi_platform(family)),
+                ("layers", images_fixture.layered(family)),
+            ):
+                images_fixture.push(running.host, f"{family}/{name}", "1", image, credentials=running.credentials)
         yield running
 
 
