@@ -210,6 +210,7 @@ class Content:
         """Say in the row that so many bytes are durable."""
 
         def update(connection: sqlite3.Connection) -> None:
+            durable.step("note length")
             connection.execute(
                 "UPDATE ingest SET length = ?, boot_id = ? WHERE digest = ?", (length, self._boot_id, record.digest)
             )
