@@ -14,6 +14,10 @@ def main() -> int:
     except UsageError as error:
         print(error.message, file=sys.stderr)
         return 125  # what dockerd answers to wrong usage
+    # Before anything imports Trio.
+    from balenapy import lean
+
+    lean.load("trio")
     from balenapy import daemon
 
     return daemon.run(parsed)

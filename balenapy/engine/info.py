@@ -152,7 +152,7 @@ class Info:
             return {
                 "LayersSize": layers_size,
                 "Images": images,
-                "Containers": await engine.containers.list(everything=True, size=True),
+                "Containers": await engine.containers.summaries(everything=True, size=True),
                 "Volumes": [
                     {
                         **engine.volumes.describe(usage.volume),

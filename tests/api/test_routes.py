@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -18,7 +17,16 @@ from tests.api.connection import connected
 from tests.trio_tests import trio_test
 
 DESCRIPTION = Path(__file__).parent.parent / "data" / "v1.39.yaml"
-ENGINE = cast(Engine, SimpleNamespace())  # registering looks at nothing of it
+
+
+class Anything:
+    """An engine whose parts are there and are not asked."""
+
+    def __getattr__(self, name: str) -> Anything:
+        return self
+
+
+ENGINE = cast(Engine, Anything())
 
 
 def described() -> list[tuple[str, str]]:

@@ -35,7 +35,7 @@ class FakeContainers:
         statuses = (Status.RUNNING, Status.PAUSED, Status.EXITED, Status.CREATED, Status.RESTARTING)
         return [Container(id=status.value, state=State(status=status)) for status in statuses]
 
-    async def list(self, **options: bool) -> list[dict[str, Any]]:
+    async def summaries(self, **options: bool) -> list[dict[str, Any]]:
         assert options == {"everything": True, "size": True}
         await trio.sleep(1)
         return [{"Id": "c"}]
