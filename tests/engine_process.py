@@ -189,14 +189,14 @@ class EngineProcess:
             process.wait()
             raise AssertionError(f"no end after signal {number}:\n{self.log_tail()}") from None
         finally:
-            if self.is_reference and number == signal.SIGKILL:
-                self._end_containerd()
+            if self.is_reference:
+                self._wait_for_containerd()
 
-    def _end_containerd(self) -> None:
-        # dockerd's containerd outlives a kill -9 and would be found again; it is not what is tested.
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError, ValueError):
+    def _wait_for_containerd(self) -> None:
+        # It dies with dockerd; found half dead by the next dockerd, it would be waited for in vain.
+        with contextlib.suppress(FileNotFoundError, ValueError):
             pid = int((self.exec_root / "containerd" / "containerd.pid").read_text())
-            os.kill(pid, signal.SIGTERM)
+            wait_until(lambda: not os.path.exists(f"/proc/{pid}"), what="containerd ends")
 
     def log_tail(self, lines: int = 40) -> str:
         return "\n".join(self.log_text().splitlines()[-lines:])
@@ -333,8 +333,6 @@ class EngineProcess:
     def _sweep(self) -> None:
         if self.is_alive:
             self.kill()
-        if self.is_reference:
-            self._end_containerd()
         # What still runs of ours carries our directory in its command line or sits in our cgroup.
         for _ in range(3):
             victims = _pids_naming(str(self.run)) | _pids_naming(str(self.data_root))

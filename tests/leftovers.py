@@ -96,9 +96,8 @@ def open_descriptors(pid: int) -> Counter[str]:
 
 
 def mounts_under(directory: Path) -> list[Path]:
-    """Mount points below `directory`, deepest first, as `umount` wants them."""
-    prefix = f"{directory}/"
-    points = [point for point, _ in _mount_points() if point.startswith(prefix)]
+    """Mount points at and below `directory`, deepest first, as `umount` wants them."""
+    points = [point for point, _ in _mount_points() if f"{point}/".startswith(f"{directory}/")]
     return [Path(point) for point in reversed(points)]
 
 
@@ -144,9 +143,7 @@ def _processes() -> Iterator[str]:
         if not entry.isdigit():
             continue
         try:
-            command = (
-                Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            )
+            command = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             stat = Path(f"/proc/{entry}/stat").read_text()
         except (FileNotFoundError, ProcessLookupError):
             continue

@@ -18,9 +18,7 @@ from types import TracebackType
 class Terminal:
     """Use as a context manager: at the end the program is killed and reaped, the terminal closed."""
 
-    def __init__(
-        self, argv: Sequence[str], *, env: Mapping[str, str], rows: int = 24, columns: int = 80
-    ) -> None:
+    def __init__(self, argv: Sequence[str], *, env: Mapping[str, str], rows: int = 24, columns: int = 80) -> None:
         self._master, slave = pty.openpty()
         self.resize(rows, columns)
         # setsid makes the slave the controlling terminal (-c), so that SIGWINCH and ^C arrive.

@@ -350,7 +350,7 @@ def test_published_ports_of_every_kind(cli: Cli, busybox: str) -> None:
     serve = "mkdir /w; echo out there > /w/index.html; exec httpd -f -p 80 -h /w"
     everywhere = cli.start("-p", "80", busybox, "sh", "-c", serve)
     port = cli.lines("port", everywhere, "80/tcp")[0].rsplit(":", 1)[1]
-    udp = cli.start("-p", "127.0.0.1:0:53/udp", busybox, "nc", "-u", "-l", "-p", "53", "-e", "cat")
+    udp = cli.start("-p", "127.0.0.1:0:53/udp", busybox, "sleep", "1000")
     ranged = cli.start("-p", "127.0.0.1:18500-18509:80", busybox, "sh", "-c", serve)
 
     def get(address: str) -> str | None:
