@@ -148,6 +148,7 @@ class EndpointPlan:
     gateway: IPv4Address | None = None  # None: no default route through this interface
     mtu: int = 1500
     isolated: bool = False  # from other ports of the bridge
+    hairpin: bool = False  # may be sent what it sent itself: its own published port, where bridged packets meet NAT
 
 
 def bridge_batch(bridge: str, address: IPv4Interface, mac: str, mtu: int, *, create: bool) -> str:
@@ -188,18 +189,18 @@ def default_route(plan: EndpointPlan) -> list[str]:
 
 def outside_batch(plan: EndpointPlan) -> str:
     """Run on the host, after `inside_batch`: put the other end on the bridge."""
-    lines = [f"link set dev {plan.host_name} master {plan.bridge} up"]
-    if plan.isolated:
-        lines.insert(0, f"link set dev {plan.host_name} master {plan.bridge}")
-        lines.insert(1, f"link set dev {plan.host_name} type bridge_slave isolated on")
-        lines[2] = f"link set dev {plan.host_name} up"
-    return _lines(lines)
+    host = plan.host_name
+    lines = [f"link set dev {host} master {plan.bridge}"]
+    options = [word for word, wanted in (("isolated on", plan.isolated), ("hairpin on", plan.hairpin)) if wanted]
+    if options:
+        lines.append(f"link set dev {host} type bridge_slave {' '.join(options)}")
+    return _lines([*lines, f"link set dev {host} up"])
 
 
-def route_batch(plan: EndpointPlan | None) -> str:
-    """Run inside a living sandbox: let the default route go through this endpoint, or through none."""
-    lines = default_route(plan) if plan is not None else []
-    return _lines(lines or ["route flush exact default"])
+def gateway_batch(plan: EndpointPlan) -> str:
+    """Run inside a living sandbox: let the default route go through this endpoint's gateway, whatever its link is
+    called there."""
+    return _lines([f"route replace default via {plan.gateway}"] if plan.gateway is not None else [])
 
 
 def delete_batch(name: str) -> str:

@@ -46,7 +46,7 @@ class Endpoint:
     def gateway(self) -> IPv4Address | None:
         return self.bridge.container_gateway
 
-    def plan(self, *, default_route: bool) -> EndpointPlan:
+    def plan(self, *, default_route: bool, hairpin: bool = False) -> EndpointPlan:
         options = self.bridge.options
         return EndpointPlan(
             host_name=self.host_link,
@@ -57,6 +57,7 @@ class Endpoint:
             gateway=self.gateway if default_route else None,
             mtu=options.mtu,
             isolated=not options.icc,
+            hairpin=hairpin,
         )
 
 
@@ -83,7 +84,9 @@ class Bridge:
 
     # -- addresses --
 
-    def allocate(self, container_id: str, inside_name: str, *, address: str = "", mac: str = "") -> Endpoint:
+    def allocate(
+        self, endpoint_id: str, container_id: str, inside_name: str, *, address: str = "", mac: str = ""
+    ) -> Endpoint:
         """Give a container an endpoint: the address it asks for, or the lowest free one.
 
         Raises: SystemFailure, Forbidden.
@@ -101,7 +104,7 @@ class Bridge:
                 )
             chosen = lowest
         endpoint = Endpoint(
-            id=secrets.token_hex(32),
+            id=endpoint_id,
             container_id=container_id,
             bridge=self,
             address=IPv4Interface(f"{chosen}/{self.pool.subnet.prefixlen}"),

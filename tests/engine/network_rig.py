@@ -20,7 +20,7 @@ import trio
 
 from balenapy.config import Config
 from balenapy.core import netplan
-from balenapy.core.container import Container, ContainerConfig, HostConfig, PortBinding, State, Status
+from balenapy.core.container import Container, ContainerConfig, EndpointSettings, HostConfig, PortBinding, State, Status
 from balenapy.core.wire import EMPTY
 from balenapy.engine.engine import Engine, Limiters
 from balenapy.engine.networks import Networks
@@ -39,6 +39,9 @@ class RecordedEvents:
 
     def publish(self, type: str, action: str, actor_id: str, attributes: dict[str, str]) -> None:
         self.seen.append((type, action, actor_id, attributes))
+
+    def network(self, network_id: str, action: str, attributes: dict[str, str]) -> None:
+        self.publish("network", action, network_id, attributes)
 
     def volume(self, name: str, action: str, attributes: dict[str, str]) -> None:
         self.publish("volume", action, name, attributes)
@@ -64,7 +67,11 @@ class Records:
                 return container
         raise NotFound(f"No such container: {name}")
 
-    async def save_state(self, container: Container) -> None:
+    @property
+    def store(self) -> Records:
+        return self
+
+    async def update_state(self, container: Container) -> None:
         self.stored.append(container.id)
 
 
@@ -88,16 +95,19 @@ class Rig:
     ) -> Container:
         """A record with these `{"80/tcp": [(host_ip, host_port)]}` bindings."""
         ports = publish or {}
+        mode = host.pop("network_mode", "default")
         container = Container(
             id=secrets.token_hex(32),
             name=name or f"c{secrets.token_hex(3)}",
             config=ContainerConfig(hostname="box", exposed_ports=dict.fromkeys(ports, EMPTY)),
             host_config=HostConfig(
-                network_mode=host.pop("network_mode", "default"),
+                network_mode=mode,
                 port_bindings={key: [PortBinding(*one) for one in each] for key, each in ports.items()},
                 **host,
             ),
         )
+        if not mode.startswith("container:"):
+            container.endpoints = {"bridge" if mode == "default" else mode: EndpointSettings()}
         self.records.by_id[container.id] = container
         return container
 
@@ -121,8 +131,9 @@ class Rig:
 
 def _let_go(networks: Networks) -> None:
     # The kernel closes the sockets of a killed process.
-    for container_id in list(networks._ports._held):
-        networks._ports.release(container_id)
+    ports = networks._sandboxes._ports
+    for container_id in list(ports._held):
+        ports.release(container_id)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,475 @@
+"""Sandboxes: the network namespace of a running container, its endpoints and its published ports.
+
+A start calls `attach`, an exit `detach`; both may be repeated. `attach` changes the kernel and the container's record
+(`endpoints`, `sandbox`), which the supervisor stores with the state it commits; so what is adopted after a crash
+is exactly what was told to a client. What was attached by an engine that died before that commit is
+found by name (`<exec-root>/netns`) and removed at the next start.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import socket
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Interface
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import trio
+
+from balenapy.core import netplan
+from balenapy.core.container import Container, EndpointSettings, PortBinding, SandboxState
+from balenapy.core.netplan import Forward
+from balenapy.core.network import BRIDGE, HOST, NONE, Network
+from balenapy.core.ports import ExposedPort, PublishedPort, expand_exposed, requested_ports
+from balenapy.engine.bridges import Bridge, Endpoint, default_endpoint
+from balenapy.engine.netfiles import NetworkFiles
+from balenapy.engine.published import PublishedPorts
+from balenapy.errors import Conflict, InvalidParameter, NotFound, SystemFailure
+from balenapy.linux import links, netns
+
+if TYPE_CHECKING:
+    from balenapy.engine.engine import Engine
+    from balenapy.engine.networks import Networks
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+UNDO_TIMEOUT_S = 10
+_MAX_INTERFACES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkAttachment:
+    """What the runtime and the mounts of a starting container need. `netns_path` None is the host's namespace."""
+
+    netns_path: str | None
+    hosts_path: str
+    hostname_path: str
+    resolv_path: str
+
+
+@dataclass(slots=True, eq=False)
+class Sandbox:
+    """The live side of one running container's network."""
+
+    container_id: str
+    path: Path | None  # None: the host's namespace
+    endpoints: list[Endpoint] = field(default_factory=list)
+
+    @property
+    def port_target(self) -> Endpoint | None:
+        """Where published ports lead: the first endpoint that is not on an internal network."""
+        return next((one for one in self.endpoints if not one.bridge.network.internal), None)
+
+    @property
+    def addresses(self) -> list[str]:
+        return [str(endpoint.address.ip) for endpoint in self.endpoints]
+
+
+class Sandboxes:
+    def __init__(self, engine: Engine, networks: Networks) -> None:
+        self._engine = engine
+        self._networks = networks
+        self._netns_dir = engine.config.exec_root / "netns"
+        self._files = NetworkFiles(engine)
+        self._sandboxes: dict[str, Sandbox] = {}  # by container id
+        self._ports = PublishedPorts()
+
+    # -- start of the daemon --
+
+    def adopt(self, container: Container) -> bool:
+        """Take over the endpoints and ports of a container that runs; False when its sandbox is not ours or is gone."""
+        path = self._path_of(container)
+        host = self._mode(container) == HOST
+        if not host and (path is None or not netns.exists(path)):
+            return False
+        sandbox = self._sandboxes[container.id] = Sandbox(container.id, path)
+        for settings in container.endpoints.values():
+            bridge = self._networks.find_bridge(settings.network_id)
+            if bridge is None or not settings.endpoint_id or not settings.ip_address:
+                continue
+            endpoint = Endpoint(
+                id=settings.endpoint_id,
+                container_id=container.id,
+                bridge=bridge,
+                address=IPv4Interface(f"{settings.ip_address}/{settings.ip_prefix_len}"),
+                mac=settings.mac_address,
+                inside_name="",  # looked up when it is needed
+            )
+            bridge.adopt(endpoint)
+            sandbox.endpoints.append(endpoint)
+        self._ports.adopt(container.id, _published_in(container.sandbox.ports))
+        self._set_forwards(sandbox)
+        return True
+
+    async def remove_strays(self, keep: Collection[str]) -> None:
+        """Remove every namespace of ours but those of these containers."""
+        kept = {sandbox.path for container_id, sandbox in self._sandboxes.items() if container_id in keep}
+        for name in netns.names(self._netns_dir):
+            if self._netns_dir / name not in kept:
+                log.info("removing leftover network namespace name=%s", name)
+                await self._in_netns_thread(netns.remove, self._netns_dir / name)
+
+    # -- start and end of a container --
+
+    async def attach(self, container: Container) -> NetworkAttachment:
+        """Make the container's sandbox, its endpoints, its published ports and its files in /etc.
+
+        Raises: NotFound (network, other container), Conflict, InvalidParameter, Forbidden, SystemFailure.
+        Cancellation: undone, as after a failure.
+        """
+        if self._mode(container).startswith("container:"):
+            return self._share(container)
+        if container.id in self._sandboxes:
+            await self.detach(container)
+        chosen = self._chosen_networks(container)
+        sandbox_id = secrets.token_hex(32)
+        host = any(network.name == HOST for network, _ in chosen)
+        path = None if host else self._netns_dir / sandbox_id[:12]
+        sandbox = self._sandboxes[container.id] = Sandbox(container.id, path)
+        try:
+            for network, settings in chosen:
+                self._allocate(container, sandbox, network, settings)
+            self._publish(container, sandbox)
+            if path is not None:
+                await self._build(path, sandbox)
+            container.endpoints = {network.name: settings for network, settings in chosen}
+            container.sandbox = SandboxState(sandbox_id, str(path or self._netns_dir / "default"))
+            container.sandbox.ports = self._ports_in_force(container, sandbox)
+            self._files.place(container, container.sandbox)
+            self._files.write(container, sandbox.addresses, host=host)
+        except BaseException as error:
+            with trio.move_on_after(UNDO_TIMEOUT_S, shield=True):
+                await self._dismantle(container, sandbox)
+            if isinstance(error, OSError):
+                raise SystemFailure(f"cannot set up the network of {container.id}: {error}") from error
+            raise
+        for network, _ in chosen:
+            self._networks.announce("connect", network, container.id)
+        return _attachment(container.sandbox, None if host else str(path))
+
+    async def detach(self, container: Container) -> None:
+        """Undo `attach`; again is fine. The namespace goes at once, its links follow a moment later by themselves."""
+        sandbox = self._sandboxes.get(container.id) or Sandbox(container.id, self._path_of(container))
+        connected = [settings.network_id for settings in container.endpoints.values() if settings.endpoint_id]
+        with trio.CancelScope(shield=True):
+            await self._dismantle(container, sandbox)
+        for network_id in connected:
+            network = self._networks.find(network_id)
+            if network is not None:
+                self._networks.announce("disconnect", network, container.id)
+
+    def _share(self, container: Container) -> NetworkAttachment:
+        """Join the sandbox of another container.
+
+        Raises: NotFound, Conflict, SystemFailure.
+        """
+        other = self._engine.containers.find(self._mode(container).removeprefix("container:"))
+        if other is container:
+            raise SystemFailure("cannot join own network")
+        if not other.state.running:
+            raise Conflict(f"cannot join network of a non running container: {other.id}")
+        container.endpoints.clear()
+        container.sandbox = replace(other.sandbox, sandbox_id="", sandbox_key="", ports={})
+        return _attachment(container.sandbox, None if self._mode(other) == HOST else other.sandbox.sandbox_key)
+
+    def _path_of(self, container: Container) -> Path | None:
+        """The namespace that the record names, if it is one of ours."""
+        path = Path(container.sandbox.sandbox_key or "/")
+        return path if path.parent == self._netns_dir and path.name != "default" else None
+
+    def _mode(self, container: Container) -> str:
+        mode = container.host_config.network_mode
+        if mode in ("", "default"):
+            return NONE if self._engine.config.bridge == "none" else BRIDGE
+        return mode
+
+    def _chosen_networks(self, container: Container) -> list[tuple[Network, EndpointSettings]]:
+        """The networks of a starting container, that of its network mode first.
+
+        Raises: NotFound; InvalidParameter for what an endpoint may not ask for there.
+        """
+        if container.config.network_disabled:
+            return []
+        mode = self._mode(container)
+        wanted = container.endpoints or {mode: EndpointSettings()}
+        chosen = []
+        for name, settings in sorted(wanted.items(), key=lambda item: (item[0] != mode, item[0])):
+            network = (self._networks.find(settings.network_id) if settings.network_id else None) or (
+                self._networks.find(name)
+            )
+            if network is None or (network.bridge and self._networks.find_bridge(network.id) is None):
+                raise NotFound(f"network {name} not found")
+            check_settings(network, settings)
+            add_short_id(network, settings, container)
+            chosen.append((network, settings))
+        return sorted(chosen, key=lambda pair: mode not in (pair[0].name, pair[0].id))
+
+    def _allocate(
+        self,
+        container: Container,
+        sandbox: Sandbox,
+        network: Network,
+        settings: EndpointSettings,
+        used_names: Collection[str] = (),
+    ) -> Endpoint | None:
+        """Give the container its endpoint on a network and write it into the settings."""
+        _clear(settings)
+        settings.network_id = network.id
+        settings.endpoint_id = secrets.token_hex(32)
+        bridge = self._networks.find_bridge(network.id)
+        if bridge is None:
+            return None
+        names = {endpoint.inside_name for endpoint in sandbox.endpoints} | set(used_names)
+        prefix = bridge.options.prefix
+        endpoint = bridge.allocate(
+            settings.endpoint_id,
+            container.id,
+            next(name for index in range(_MAX_INTERFACES) if (name := f"{prefix}{index}") not in names),
+            address=settings.ipam_config.ipv4_address if settings.ipam_config else "",
+            mac="" if sandbox.endpoints else container.config.mac_address,
+        )
+        sandbox.endpoints.append(endpoint)
+        settings.gateway = "" if endpoint.gateway is None else str(endpoint.gateway)
+        settings.ip_address = str(endpoint.address.ip)
+        settings.ip_prefix_len = endpoint.address.network.prefixlen
+        settings.mac_address = endpoint.mac
+        return endpoint
+
+    async def _build(self, path: Path, sandbox: Sandbox) -> None:
+        """Make the namespace and its links, and meanwhile the firewall rules of its ports."""
+        for endpoint in sandbox.endpoints:
+            await endpoint.bridge.clear_way(endpoint)
+        default, publishes = default_endpoint(sandbox.endpoints), bool(self._ports.of(sandbox.container_id))
+        plans = [one.plan(default_route=one is default, hairpin=publishes) for one in sandbox.endpoints]
+        inside = "".join(netplan.inside_batch(plan, netns.home_handle()) for plan in plans)
+
+        async def make_links() -> None:
+            await self._in_netns_thread(netns.create, path, inside)
+            await links.run_batch("".join(map(netplan.outside_batch, plans)))
+
+        await _together(make_links, *(bridge.refresh for bridge in _forwarding(sandbox)))
+
+    async def _dismantle(self, container: Container, sandbox: Sandbox) -> None:
+        """Give everything back. Failures are logged: the next start of the daemon cleans up by name."""
+        self._sandboxes.pop(container.id, None)
+        self._ports.release(container.id)
+        forwarding = _forwarding(sandbox)
+        for endpoint in sandbox.endpoints:
+            endpoint.bridge.release(endpoint)
+        for settings in container.endpoints.values():
+            _clear(settings)
+        container.sandbox.ports = {}
+        try:
+            if sandbox.path is not None:
+                await self._in_netns_thread(netns.remove, sandbox.path)
+            for bridge in forwarding:
+                await bridge.refresh()
+        except SystemFailure as error:
+            log.error("network is not undone container=%s error=%s", container.short_id, error.message)
+
+    # -- a running container --
+
+    async def connect(self, container: Container, network: Network, settings: EndpointSettings) -> None:
+        """Add an endpoint to a running container. The caller checked that it may be and holds its lock.
+
+        Raises: SystemFailure, Forbidden.
+        Cancellation: undone, as after a failure.
+        """
+        sandbox = self._running(container)
+        if sandbox.path is None:
+            raise SystemFailure(f"container {container.id} has the host's network")
+        used = await self._in_netns_thread(_interface_names, sandbox.path)
+        before = _forwarding(sandbox)
+        endpoint = self._allocate(container, sandbox, network, settings, used)
+        if endpoint is None:
+            return
+        try:
+            await endpoint.bridge.clear_way(endpoint)
+            if not self._ports.of(container.id):
+                self._publish(container, sandbox)
+            default, publishes = default_endpoint(sandbox.endpoints), bool(self._ports.of(container.id))
+            plan = endpoint.plan(default_route=endpoint is default, hairpin=publishes)
+            batch = netplan.inside_batch(plan, netns.home_handle())
+            await self._in_netns_thread(netns.run_batch_inside, sandbox.path, batch)
+            await links.run_batch(netplan.outside_batch(plan))
+            self._set_forwards(sandbox)
+            for bridge in before | _forwarding(sandbox):
+                await bridge.refresh()
+        except BaseException:
+            with trio.move_on_after(UNDO_TIMEOUT_S, shield=True):
+                await self._remove_endpoint(container, sandbox, endpoint)
+                _clear(settings)
+            raise
+        container.endpoints[network.name] = settings
+        self._refresh_record(container, sandbox)
+
+    async def disconnect(self, container: Container, network: Network) -> None:
+        """Remove an endpoint of a running container. The caller holds its lock.
+
+        Raises: SystemFailure.
+        """
+        sandbox = self._running(container)
+        settings = container.endpoints.pop(network.name)
+        endpoint = next((one for one in sandbox.endpoints if one.id == settings.endpoint_id), None)
+        if endpoint is not None:
+            with trio.CancelScope(shield=True):
+                await self._remove_endpoint(container, sandbox, endpoint)
+        self._refresh_record(container, sandbox)
+
+    def _running(self, container: Container) -> Sandbox:
+        sandbox = self._sandboxes.get(container.id)
+        if sandbox is None:
+            raise SystemFailure(f"container {container.id} has no network of its own")
+        return sandbox
+
+    async def _remove_endpoint(self, container: Container, sandbox: Sandbox, endpoint: Endpoint) -> None:
+        touched = _forwarding(sandbox)
+        sandbox.endpoints.remove(endpoint)
+        endpoint.bridge.release(endpoint)
+        if sandbox.port_target is None:
+            self._ports.release(container.id)
+        self._set_forwards(sandbox)
+        if links.exists(endpoint.host_link):
+            await links.run_batch(netplan.delete_batch(endpoint.host_link), force=True)
+        default = default_endpoint(sandbox.endpoints)
+        if default is not None and sandbox.path is not None:
+            # The link took the default route with it, if it had that; an address names the right interface.
+            await self._in_netns_thread(
+                netns.run_batch_inside, sandbox.path, netplan.gateway_batch(default.plan(default_route=True))
+            )
+        for bridge in touched | _forwarding(sandbox):
+            await bridge.refresh()
+
+    def _refresh_record(self, container: Container, sandbox: Sandbox) -> None:
+        container.sandbox.ports = self._ports_in_force(container, sandbox)
+        try:
+            self._files.rewrite_hosts(container, sandbox.addresses)
+        except OSError as error:
+            log.error("cannot rewrite hosts file container=%s error=%s", container.short_id, error)
+
+    # -- ports --
+
+    def _publish(self, container: Container, sandbox: Sandbox) -> None:
+        """Reserve the published ports.
+
+        Raises: SystemFailure, in the words clients match on.
+        """
+        target = sandbox.port_target
+        if target is None:
+            return
+        requests = requested_ports(
+            container.config.exposed_ports or (),
+            container.host_config.port_bindings or {},
+            container.host_config.publish_all_ports,
+        )
+        if not requests:
+            return
+        try:
+            self._ports.publish(container.id, requests, target.bridge.options.host_ip or self._engine.config.ip)
+        except SystemFailure as error:
+            raise SystemFailure(
+                "driver failed programming external connectivity on endpoint "
+                f"{container.name} ({target.id}): {error.message}"
+            ) from error
+        self._set_forwards(sandbox)
+
+    def _set_forwards(self, sandbox: Sandbox) -> None:
+        target = sandbox.port_target
+        for endpoint in sandbox.endpoints:
+            endpoint.forwards = ()
+        if target is not None:
+            target.forwards = tuple(
+                Forward(published, target.address.ip) for published in self._ports.of(sandbox.container_id)
+            )
+
+    def _ports_in_force(self, container: Container, sandbox: Sandbox) -> dict[str, list[PortBinding] | None]:
+        if not sandbox.endpoints:
+            return {}
+        shown: dict[str, list[PortBinding] | None] = {
+            str(port): None for port in expand_exposed(container.config.exposed_ports or ())
+        }
+        for one in self._ports.of(container.id):
+            bindings = shown.setdefault(str(one.port), None) or []
+            shown[str(one.port)] = [*bindings, PortBinding(one.host_ip, str(one.host_port))]
+        return shown
+
+    async def _in_netns_thread(self, call: Callable[..., T], *arguments: object) -> T:
+        return await trio.to_thread.run_sync(call, *arguments, limiter=self._engine.limiters.netns)
+
+
+def check_settings(network: Network, settings: EndpointSettings) -> None:
+    """What an endpoint may ask for on this network.
+
+    Raises: InvalidParameter. Source: moby daemon/container_operations.go updateNetworkConfig.
+    """
+    static = settings.ipam_config is not None and (
+        settings.ipam_config.ipv4_address or settings.ipam_config.ipv6_address or settings.ipam_config.link_local_ips
+    )
+    if network.builtin:
+        if static:
+            raise InvalidParameter("user specified IP address is supported on user defined networks only")
+        if settings.aliases:
+            raise InvalidParameter("network-scoped alias is supported only for containers in user defined networks")
+    elif static and not any(entry.subnet for entry in network.ipam.config or ()):
+        raise InvalidParameter(
+            "user specified IP address is supported only when connecting to networks with user configured subnets"
+        )
+
+
+def add_short_id(network: Network, settings: EndpointSettings, container: Container) -> None:
+    """On user-defined networks a container is also known by its short id."""
+    if network.user_defined and container.short_id not in (settings.aliases or ()):
+        settings.aliases = [*(settings.aliases or ()), container.short_id]
+
+
+def _attachment(state: SandboxState, netns_path: str | None) -> NetworkAttachment:
+    return NetworkAttachment(netns_path, state.hosts_path, state.hostname_path, state.resolv_conf_path)
+
+
+def _forwarding(sandbox: Sandbox) -> set[Bridge]:
+    return {endpoint.bridge for endpoint in sandbox.endpoints if endpoint.forwards}
+
+
+def _clear(settings: EndpointSettings) -> None:
+    """What an endpoint shows when its container does not run: the network and what was asked for."""
+    settings.endpoint_id = settings.gateway = settings.ip_address = settings.mac_address = ""
+    settings.ipv6_gateway = settings.global_ipv6_address = ""
+    settings.ip_prefix_len = settings.global_ipv6_prefix_len = 0
+
+
+def _published_in(shown: Mapping[str, Sequence[PortBinding] | None]) -> Iterable[PublishedPort]:
+    for key, bindings in shown.items():
+        number, _, protocol = key.partition("/")
+        for binding in bindings or ():
+            yield PublishedPort(ExposedPort(int(number), protocol), binding.host_ip, int(binding.host_port))
+
+
+def _interface_names(path: Path) -> list[str]:
+    return netns.call_inside(path, lambda: [name for _, name in socket.if_nameindex()])
+
+
+async def _together(*calls: Callable[[], object]) -> None:
+    """Run coroutine functions at the same time. nft waits for the kernel some 20 ms without using the processor.
+
+    Raises: what the first one to fail raised, not a group.
+    """
+    if len(calls) == 1:
+        await calls[0]()  # type: ignore[misc]
+        return
+    try:
+        async with trio.open_nursery() as nursery:
+            for call in calls:
+                nursery.start_soon(call)  # type: ignore[arg-type]
+    except BaseExceptionGroup as group:
+        raise _cause_in(group) from None
+
+
+def _cause_in(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The failure because of which the others were cancelled: callers know kinds, not groups."""
+    leaves = [_cause_in(error) if isinstance(error, BaseExceptionGroup) else error for error in group.exceptions]
+    return next((error for error in leaves if not isinstance(error, trio.Cancelled)), leaves[0])
