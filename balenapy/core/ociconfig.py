@@ -623,6 +623,12 @@ def _namespaces(host_config: HostConfig, inputs: SpecInputs) -> list[dict[str, A
     return namespaces
 
 
+def _check_ipc_mode(mode: str) -> None:
+    # The only mode that is not checked at create and does not act as private either.
+    if mode not in ("", "none", "private", "shareable", "host") and not mode.startswith("container:"):
+        raise SystemFailure(f"invalid IPC mode: {mode}")
+
+
 def cgroups_path(container: Container, driver: str, parent: str) -> str:
     """Where the runtime makes the cgroup: a path, or `slice:prefix:name` for systemd."""
     parent = container.host_config.cgroup_parent or parent
@@ -684,6 +690,7 @@ def build_spec(container: Container, inputs: SpecInputs) -> dict[str, Any]:
     Raises: SystemFailure, with the texts of the engine we replace: unknown user, device rule, capability, ...
     """
     config, host_config = container.config, container.host_config
+    _check_ipc_mode(host_config.ipc_mode)
     security = parse_security_options(host_config.security_opt)
     user = find_user(config.user, inputs.passwd, inputs.group, host_config.group_add or ())
     bounding = bounding_set(
