@@ -15,7 +15,6 @@ import ipaddress
 import json
 import logging
 import os
-import platform
 import re
 import socket
 import sys
@@ -589,8 +588,9 @@ def user_agent(upstream_client: str = "") -> str:
     Source: balena-engine dockerversion/useragent.go.
     """
     python = ".".join(str(part) for part in sys.version_info[:3])
-    architecture = platform_of_machine(platform.machine()).architecture
-    ours = f"balenaEngine/{ENGINE_VERSION} python/{python} kernel/{platform.release()} os/linux arch/{architecture}"
+    machine = os.uname()
+    architecture = platform_of_machine(machine.machine).architecture
+    ours = f"balenaEngine/{ENGINE_VERSION} python/{python} kernel/{machine.release} os/linux arch/{architecture}"
     client = "".join(character for character in upstream_client if character.isascii() and character.isprintable())
     for character in "\\();":
         client = client.replace(character, f"\\{character}")

@@ -16,7 +16,6 @@ import logging
 import os
 import random
 import socket
-import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -31,6 +30,8 @@ from balenapy.errors import InvalidParameter, Unsupported
 from balenapy.registry.errors import RegistryError
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,8 @@ def tls_context(
     Raises:
         InvalidParameter: half of a client certificate is missing, or a file cannot be read as what it must be.
     """
+    import ssl  # 5 MB that an engine without registries need not have
+
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if verify:
@@ -81,8 +84,8 @@ def tls_context(
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     for directory in directories:
-        # A host comes from a reference, which cannot hold `/` or `..`; a mirror's is the administrator's.
-        _load_host_directory(context, directory / host)
+        if host.strip("."):  # neither "" nor "..": other characters of a path cannot be in a host
+            _load_host_directory(context, directory / host)
     return context
 
 
@@ -130,7 +133,7 @@ def _load_host_directory(context: ssl.SSLContext, directory: Path) -> None:
                 context.load_cert_chain(path, directory / f"{stem}.key")
             elif suffix == ".key" and f"{stem}.cert" not in names:
                 raise InvalidParameter(f"missing client certificate {stem}.cert for key {name}")
-        except (OSError, ssl.SSLError) as error:
+        except OSError as error:  # which ssl.SSLError is too
             raise InvalidParameter(f"{path}: {error}") from error
 
 
@@ -508,6 +511,8 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 
 def _worded(error: BaseException, url: str, *, reading: bool = False) -> RegistryError:
     """Say as Go's net package does what happened on the way. All of it may pass by itself except bad TLS."""
+    import ssl
+
     httpx = sys.modules["httpx"]
     causes = list(_causes(error))
     parts = urlsplit(url)
