@@ -205,6 +205,16 @@ class Ring:
         """0 when nothing was written yet."""
         return max(self.heads(), default=0)
 
+    def newest_after(self, number: int) -> int:
+        """The newest block now, when `number` was it before: cheaper than `newest_number`."""
+        while True:
+            head = parse_head(self._read(self.geometry.offset(number + 1), _HEAD.size))
+            if head is None or head.number <= number:
+                return number
+            if head.number > number + 1:  # a lap later
+                return self.newest_number()
+            number += 1
+
     def oldest_number(self, newest: int) -> int:
         return max(1, newest - self.geometry.block_count + 1)
 

@@ -42,12 +42,12 @@ class StartFailure:
     error: EngineError
 
 
-def start_failure(message: str, command: str) -> StartFailure:
-    """Translate why a container or an exec did not start.
+def start_failure(message: str, command: str, verb: str = "create") -> StartFailure:
+    """Translate why a container (or, with `verb` exec, an exec) did not start.
 
     Source: moby daemon/errors.go, translateContainerdStartErr.
     """
-    text = f"OCI runtime create failed: {message}: unknown"
+    text = f"OCI runtime {verb} failed: {message}: unknown"
     lower = text.lower()
     code, bad_request = 0, False
     if (not command or command in lower or command in text) and any(

@@ -57,9 +57,7 @@ def all_entries(ring: Ring) -> list[Entry]:
     return found + list(joiner.flush(0))
 
 
-lines = st.lists(
-    st.tuples(st.sampled_from([STDOUT, STDERR]), st.booleans(), st.binary(max_size=700)), max_size=60
-)
+lines = st.lists(st.tuples(st.sampled_from([STDOUT, STDERR]), st.booleans(), st.binary(max_size=700)), max_size=60)
 
 
 @settings(max_examples=300, deadline=None)
