@@ -180,7 +180,7 @@ async def test_targets_may_be_named_once(tmp_path: Path) -> None:
             {"binds": ["a:/x"], "tmpfs": {"/x": ""}},
         ):
             with pytest.raises(InvalidParameter, match="Duplicate mount point: /x"):
-                await rig.create(**host)  # type: ignore[arg-type]
+                await rig.create(**host)
 
 
 @trio_test
