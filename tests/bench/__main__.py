@@ -1,0 +1,239 @@
+"""`python -m tests.bench [names]`: this engine and dockerd side by side, in turns, on this machine.
+
+Both run on private sockets, data roots and bridges, dockerd with its own containerd and without firewall rules. What is
+measured is what a user waits for: the docker CLI from its start to its end. Medians and ratios come out as a table in
+Markdown. Nothing here asserts: a slow machine is not a failed test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import platform
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench.memory import proportional_memory
+from tests.bench.shapes import big_files, small_files
+from tests.compat import images
+from tests.engine_process import EngineProcess, running_engine, wait_until
+from tests.leftovers import claim
+from tests.registry_process import running_registry
+
+PROGRAMS = ("balenapy", "dockerd")
+OBEDIENT = ["sh", "-c", 'trap "exit 0" TERM; echo up; sleep 1000 & wait']
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: the same thing of both engines."""
+
+    name: str
+    unit: str
+    values: dict[str, list[float]]
+    bar: str = ""  # what the project wants of itself
+
+    def cells(self) -> list[str]:
+        medians = {program: statistics.median(self.values[program]) for program in self.values}
+        shown = [f"{medians[program]:.1f} {self.unit}" if program in medians else "-" for program in PROGRAMS]
+        ratio = f"{medians['balenapy'] / medians['dockerd']:.2f}" if len(medians) == 2 and medians["dockerd"] else "-"
+        spread = "; ".join(f"{min(values):.1f}-{max(values):.1f}" for values in self.values.values())
+        return [self.name, *shown, ratio, self.bar, spread]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Both engines with the image in them, and the registry it came from."""
+
+    engines: dict[str, EngineProcess]
+    image: str
+    registry: str
+    directory: Path
+    rounds: int
+
+    def in_turns(self, action: Callable[[EngineProcess], float], rounds: int = 0) -> dict[str, list[float]]:
+        """`action` of each engine in turn, so that what disturbs the machine disturbs both."""
+        values: dict[str, list[float]] = {program: [] for program in self.engines}
+        for number in range(rounds or self.rounds):
+            order = list(self.engines)
+            for program in order if number % 2 == 0 else reversed(order):
+                values[program].append(action(self.engines[program]))
+        return values
+
+
+def timed(engine: EngineProcess, *arguments: str) -> float:
+    """Milliseconds of one docker command."""
+    begun = time.perf_counter()
+    engine.docker(*arguments)
+    return (time.perf_counter() - begun) * 1000
+
+
+def bench_run(bench: Bench) -> Iterator[Row]:
+    for network, bar in (("none", "0.5"), ("bridge", "0.5")):
+        command = ["run", "--rm", "--network", network, bench.image, "true"]
+        for engine in bench.engines.values():
+            engine.docker(*command)
+        yield Row(f"run --rm true, network {network}", "ms", bench.in_turns(lambda one, c=command: timed(one, *c)), bar)
+
+
+def bench_exec(bench: Bench) -> Iterator[Row]:
+    for engine in bench.engines.values():
+        engine.docker("run", "-d", "--name", "target", "--network", "none", bench.image, "sleep", "1000")
+        engine.docker("exec", "target", "true")
+    yield Row("exec true", "ms", bench.in_turns(lambda one: timed(one, "exec", "target", "true")), "0.8")
+    for engine in bench.engines.values():
+        engine.docker("rm", "-f", "target")
+
+
+def bench_stop(bench: Bench) -> Iterator[Row]:
+    def stop(engine: EngineProcess) -> float:
+        engine.docker("run", "-d", "--name", "obedient", "--network", "none", bench.image, *OBEDIENT)
+        wait_until(lambda: engine.docker("logs", "obedient").stdout == "up\n")
+        took = timed(engine, "stop", "obedient")
+        engine.docker("rm", "obedient")
+        return took
+
+    yield Row("stop of what obeys SIGTERM", "ms", bench.in_turns(stop), "0.6")
+
+
+def bench_ps(bench: Bench) -> Iterator[Row]:
+    for engine in bench.engines.values():
+        for number in range(20):
+            engine.docker("create", "--name", f"made{number}", bench.image)
+    yield Row("ps -a of 20 containers", "ms", bench.in_turns(lambda one: timed(one, "ps", "-a")))
+    for engine in bench.engines.values():
+        engine.remove_containers()
+
+
+def bench_start(bench: Bench) -> Iterator[Row]:
+    def start(engine: EngineProcess) -> float:
+        engine.stop()
+        begun = time.perf_counter()
+        engine.start()
+        return (time.perf_counter() - begun) * 1000
+
+    rounds = max(3, bench.rounds // 4)
+    yield Row("cold start until _ping answers", "ms", bench.in_turns(start, rounds), "800 ms")
+
+
+def bench_memory(bench: Bench) -> Iterator[Row]:
+    fresh: dict[str, list[float]] = {program: [] for program in bench.engines}
+    one: dict[str, list[float]] = {program: [] for program in bench.engines}
+    ten: dict[str, list[float]] = {program: [] for program in bench.engines}
+    pulled: dict[str, list[float]] = {program: [] for program in bench.engines}
+    for program in bench.engines:
+        with running_engine(bench.directory / f"memory-{program}", program=program) as engine:
+            time.sleep(2)
+            fresh[program].append(proportional_memory(engine))
+            engine.docker("pull", "-q", bench.image)
+            engine.docker("run", "--rm", bench.image, "true")
+            time.sleep(2)
+            base = proportional_memory(engine)
+            pulled[program].append(base)
+            engine.docker("run", "-d", bench.image, "sleep", "1000")
+            time.sleep(1)
+            one[program].append(proportional_memory(engine) - base)
+            for _ in range(9):
+                engine.docker("run", "-d", bench.image, "sleep", "1000")
+            time.sleep(2)
+            ten[program].append((proportional_memory(engine) - base) / 10)
+    yield Row("memory of the process tree (PSS), fresh", "MB", fresh, "45 MB")
+    yield Row("the same after a pull and a run", "MB", pulled)
+    yield Row("more for the first container", "MB", one, "1.0 MB")
+    yield Row("more for each of ten containers", "MB", ten, "1.0 MB")
+
+
+def bench_pull(bench: Bench) -> Iterator[Row]:
+    for name, make in (("300 MB in few big files", big_files), ("20,000 small files", small_files)):
+        repository = make.__name__.replace("_", "-")
+        images.push(bench.registry, repository, "1", make())
+        reference = f"{bench.registry}/{repository}:1"
+        written: dict[str, list[float]] = {program: [] for program in bench.engines}
+
+        def pull(engine: EngineProcess, reference: str = reference, written: dict[str, list[float]] = written) -> float:
+            os.sync()
+            before = bytes_written(engine.data_root)
+            took = timed(engine, "pull", "-q", reference) / 1000
+            os.sync()
+            written[engine.program].append((bytes_written(engine.data_root) - before) / 2**20)
+            engine.docker("rmi", reference)
+            return took
+
+        yield Row(f"pull of {name}", "s", bench.in_turns(pull, 3))
+        yield Row(f"written to disk by pull of {name}", "MiB", written)
+
+
+def bytes_written(directory: Path) -> float:
+    """What the block device under `directory` has written since boot, by everybody."""
+    device = os.stat(directory).st_dev
+    with contextlib.suppress(FileNotFoundError):
+        fields = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat").read_text().split()
+        return float(fields[6]) * 512
+    return 0.0
+
+
+BENCHES: dict[str, Callable[[Bench], Iterator[Row]]] = {
+    "run": bench_run,
+    "exec": bench_exec,
+    "stop": bench_stop,
+    "ps": bench_ps,
+    "start": bench_start,
+    "memory": bench_memory,
+    "pull": bench_pull,
+}
+
+
+def table(rows: list[Row]) -> str:
+    head = ["what", *(f"{program} (median)" for program in PROGRAMS), "ratio", "bar", "least-most"]
+    lines = [head, ["---"] * len(head), *(row.cells() for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(BENCHES)} (all)")
+    parser.add_argument("--rounds", type=int, default=15, help="how often each command runs (15)")
+    parser.add_argument("--only", choices=PROGRAMS, help="one engine alone")
+    options = parser.parse_args()
+    unknown = set(options.names) - set(BENCHES)
+    if unknown:
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
+    programs = [program for program in PROGRAMS if options.only in (None, program)]
+    if "dockerd" in programs and shutil.which("dockerd") is None:
+        print("no dockerd here to compare with (Debian package docker.io)", file=sys.stderr)
+        programs.remove("dockerd")
+    rows: list[Row] = []
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench", ignore_cleanup_errors=True)))
+        claim(str(directory))
+        registry = stack.enter_context(running_registry(directory / "registry"))
+        images.push(registry, "busybox", "1", images.busybox_image())
+        image = f"{registry}/busybox:1"
+        engines = {
+            program: stack.enter_context(running_engine(directory / program, program=program)) for program in programs
+        }
+        for engine in engines.values():
+            engine.docker("pull", "-q", image)
+        bench = Bench(engines, image, registry, directory, options.rounds)
+        random.seed(1)
+        for name in options.names or BENCHES:
+            for row in BENCHES[name](bench):
+                rows.append(row)
+                print(" ".join(row.cells()[:4]), file=sys.stderr, flush=True)
+    processor = subprocess.run(["nproc"], capture_output=True, text=True, check=True).stdout.strip()
+    print(f"{platform.machine()}, {processor} processors, Linux {platform.release()}\n")
+    print(table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
