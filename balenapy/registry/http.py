@@ -264,21 +264,35 @@ class HTTP:
                 await transport.aclose()
 
     async def _transport(self, url: str) -> httpx.AsyncHTTPTransport:
-        proxy = proxy_for(url, self._environment)
-        secure = urlsplit(url).scheme == "https" or (proxy or "").startswith("https:")
-        transport = self._transports.get((proxy, secure))
+        key = proxy_for(url, self._environment), urlsplit(url).scheme == "https"
+        transport = self._transports.get(key)
         if transport is None:
-            if secure and self._context is None:
-                self._context = await trio.to_thread.run_sync(self._make_context)
-            made = await trio.to_thread.run_sync(_make_transport, self._context if secure else None, proxy)
+            made = await trio.to_thread.run_sync(self._make_transport, *key)
             # Another task of the session may have made one meanwhile; ours holds no connection yet.
-            transport = self._transports.setdefault((proxy, secure), made)
+            transport = self._transports.setdefault(key, made)
         return transport
 
-    def _make_context(self) -> ssl.SSLContext:
-        return tls_context(
-            self._host, verify=self._verify, directories=self._directories, environment=self._environment
-        )
+    def _make_transport(self, proxy: str | None, secure: bool) -> httpx.AsyncHTTPTransport:
+        """Connections of one kind. Blocks: imports httpx, reads certificates."""
+        library = _import_httpx()
+        if secure and self._context is None:
+            self._context = self._make_context(self._host, self._verify)
+        proxy_context = None
+        if proxy is not None and proxy.startswith("https:"):
+            # The proxy is another server: what is excused for the registry is not excused for it.
+            proxy_context = self._make_context(urlsplit(proxy).netloc.rpartition("@")[2], verify=True)
+        try:
+            transport: httpx.AsyncHTTPTransport = library.AsyncHTTPTransport(
+                verify=self._context if secure else False,
+                trust_env=False,
+                proxy=None if proxy is None else library.Proxy(proxy, ssl_context=proxy_context),
+            )
+        except (ImportError, ValueError) as error:
+            raise Unsupported(f"proxy {urlsplit(proxy or '').scheme}://…: {error}") from error
+        return transport
+
+    def _make_context(self, host: str, verify: bool) -> ssl.SSLContext:
+        return tls_context(host, verify=verify, directories=self._directories, environment=self._environment)
 
     @asynccontextmanager
     async def request(
@@ -461,19 +475,6 @@ class Answer:
             except (StopAsyncIteration, httpx.HTTPError, httpx.StreamError, OSError):
                 pass
             self._ended = True
-
-
-def _make_transport(context: ssl.SSLContext | None, proxy: str | None) -> httpx.AsyncHTTPTransport:
-    library = _import_httpx()
-    try:
-        transport: httpx.AsyncHTTPTransport = library.AsyncHTTPTransport(
-            verify=False if context is None else context,
-            trust_env=False,
-            proxy=None if proxy is None else library.Proxy(proxy, ssl_context=context),
-        )
-    except (ImportError, ValueError) as error:
-        raise Unsupported(f"proxy {urlsplit(proxy or '').scheme}://…: {error}") from error
-    return transport
 
 
 def _import_httpx() -> Any:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
+import socket
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -788,3 +791,58 @@ def test_hashing_while_reading_is_left_to_the_reader(fake: FakeRegistry) -> None
             assert hashlib.sha256(await read(session)).hexdigest() != BLOB_DIGEST.hex
 
     trio.run(main)
+
+
+@contextlib.contextmanager
+def tunnel_to(host: str) -> Iterator[tuple[str, list[str]]]:
+    """An HTTP proxy that tunnels everything to one place: its URL and the heads it was sent."""
+    heads: list[str] = []
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def relay(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+    def serve(client: socket.socket) -> None:
+        address, port = host.split(":")
+        with client, socket.create_connection((address, int(port))) as server:
+            heads.append(client.recv(1 << 16).decode())
+            client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            back = threading.Thread(target=relay, args=(server, client))
+            back.start()
+            relay(client, server)
+            back.join()
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    try:
+        yield f"http://u:p@127.0.0.1:{listener.getsockname()[1]}", heads
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+
+
+@trio_test
+async def test_tls_goes_through_a_proxys_tunnel_to_the_registry_itself(tmp_path: Path) -> None:
+    with (
+        fake_registry(certificate=make_certificate(tmp_path), auth="basic") as fake,
+        tunnel_to(fake.host) as (url, heads),
+    ):
+        fake.add("team/app", "1", images_fixture.busybox())
+        settings = Settings(insecure_registries=("far.invalid",))
+        registry = Registry(settings, directories=(), environment={"https_proxy": url})
+
+        async with registry.session(parse_reference("far.invalid/team/app:1"), USER) as session:
+            await session.manifest()
+
+    assert all(head.startswith("CONNECT far.invalid:443 HTTP/1.1\r\n") for head in heads)
+    assert all("Proxy-Authorization: Basic dTpw\r\n" in head for head in heads)
+    assert "Authorization" in fake.seen("manifests")[0].headers
