@@ -63,11 +63,13 @@ class Extractor:
 
     def __init__(self, displaced: int | None = None, *, whiteouts: bool = True) -> None:
         self.size_bytes = 0  # as dockerd counts a layer: file contents and link targets, hard links once
+        self.disk_bytes = 0  # about what it takes: whole blocks, one for a directory
         self._displaced = displaced
         self._whiteouts = whiteouts
         self._times = bytearray()  # of directories, packed: a layer may have a million
         # New files are ours and have the mode they are created with, unless a directory passes on its group or ACL.
         root = os.stat("/")
+        self._block = os.statvfs("/").f_frsize
         self._inherits = bool(root.st_mode & stat.S_ISGID) or _has_default_acl(b"/")
 
     def begin(self, entry: Entry) -> int:
@@ -125,6 +127,7 @@ class Extractor:
         finally:
             os.close(fd)
         self.size_bytes += entry.size
+        self.disk_bytes += entry.size + -entry.size % self._block
 
     def finish_all(self) -> None:
         """Set the times of directories: nothing is made in them any more."""
@@ -183,6 +186,8 @@ class Extractor:
             os.chmod(path, mode)
         if mode & stat.S_ISGID or b"system.posix_acl_default" in entry.xattrs:
             self._inherits = True
+        if not existed:
+            self.disk_bytes += self._block
         atime_ns, mtime_ns = _times(entry)
         self._times += _PENDING.pack(atime_ns, mtime_ns, len(path))
         self._times += path

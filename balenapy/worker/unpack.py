@@ -4,8 +4,8 @@
     directory/tar-split.zst    what else is needed to give back the tar (core/tarsplit)
     directory/displaced/       only if the tar has a path twice: contents that lost their path
 
-All of it is synced before the report goes out: {"digest", "size", "diff_id", "size_bytes", "entries"}. The digest is
-not known before, so nothing may look at the directory until somebody has compared it.
+All of it is synced before the report goes out: {"digest", "size", "diff_id", "size_bytes", "disk_bytes",
+"entries"}. The digest is not known before, so nothing may look at the directory until somebody has compared it.
 
 Two threads: one reads, hashes and decompresses, the other parses, hashes and writes. The libraries they sit in
 release the interpreter lock, so both cores work.
@@ -21,7 +21,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from balenapy.core.tarstream import End, Entry, NeedData, TarReader
-from balenapy.errors import InvalidParameter
+from balenapy.errors import Conflict, InvalidParameter
 from balenapy.linux import syscalls
 from balenapy.worker import process
 from balenapy.worker.decompress import HEAD_BYTES, Decoder, open_decoder
@@ -45,7 +45,8 @@ def run(arguments: dict[str, Any]) -> dict[str, Any]:
     try:
         os.mkdir(diff, 0o755)
     except FileExistsError:
-        pass
+        if os.listdir(diff):
+            raise Conflict(f"unpack: {diff} is not empty") from None
     split = SplitWriter(directory)
     displaced = Displaced(directory)
     process.enter(diff)
@@ -62,6 +63,7 @@ def run(arguments: dict[str, Any]) -> dict[str, Any]:
         "size": source.size,
         "diff_id": f"sha256:{unpacker.hash.hexdigest()}",
         "size_bytes": unpacker.extractor.size_bytes,
+        "disk_bytes": unpacker.extractor.disk_bytes,
         "entries": unpacker.entries,
     }
 

@@ -75,9 +75,7 @@ def test_join_is_the_inverse_of_split(data: bytes, piece: int) -> None:
     assert b"".join(join(decode(encode(records)), open_content)) == data
 
 
-@pytest.mark.parametrize(
-    "content", [b"hell", b"hello!", b"jello", b""], ids=["short", "long", "changed", "empty"]
-)
+@pytest.mark.parametrize("content", [b"hell", b"hello!", b"jello", b""], ids=["short", "long", "changed", "empty"])
 def test_a_file_that_was_changed_is_named(content: bytes) -> None:
     records = [Segment(b"head"), File(5, zlib.crc32(b"hello"), b"etc/motd")]
 

@@ -169,9 +169,7 @@ def test_what_only_python_calls_an_octal_number_is_refused(text: bytes) -> None:
 
 
 def test_types_without_content_ignore_their_size() -> None:
-    entries, _ = read(
-        tars.header(b"d", b"5", size=5000) + tars.header(b"l", b"1", size=1, link=b"x") + tars.END
-    )
+    entries, _ = read(tars.header(b"d", b"5", size=5000) + tars.header(b"l", b"1", size=1, link=b"x") + tars.END)
 
     assert [entry.size for entry, _ in entries] == [0, 0]
 
@@ -311,9 +309,7 @@ def archives(draw: st.DrawFn) -> bytes:
         info.uid = draw(st.integers(0, 0o7777777))
         info.mtime = draw(st.integers(0, 2**33 - 1))
         content = b""
-        info.type = draw(
-            st.sampled_from([tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE])
-        )
+        info.type = draw(st.sampled_from([tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE]))
         if info.type == tarfile.REGTYPE:
             content = draw(st.binary(max_size=1500))
         elif info.type != tarfile.DIRTYPE:
@@ -324,9 +320,7 @@ def archives(draw: st.DrawFn) -> bytes:
 
 @given(archives(), st.lists(st.integers(0, 20_000), max_size=30))
 @settings(max_examples=60, deadline=None)
-def test_events_concatenate_to_the_input_and_any_cut_gives_the_same_entries(
-    data: bytes, cuts: list[int]
-) -> None:
+def test_events_concatenate_to_the_input_and_any_cut_gives_the_same_entries(data: bytes, cuts: list[int]) -> None:
     whole, everything = read(data)
 
     assert data == everything
@@ -352,9 +346,7 @@ def test_the_standard_library_reads_the_same(data: bytes) -> None:
             for m in tar
         ]
 
-    actual = [
-        (e.name.rstrip(b"/"), e.type, e.mode, e.uid, e.mtime_ns // 10**9, e.link) for e, _ in read(data)[0]
-    ]
+    actual = [(e.name.rstrip(b"/"), e.type, e.mode, e.uid, e.mtime_ns // 10**9, e.link) for e, _ in read(data)[0]]
     assert [(e[0].rstrip(b"/"), *e[1:]) for e in expected] == actual
 
 
@@ -366,9 +358,7 @@ def test_arbitrary_damage_parses_or_raises_our_error(capsys: pytest.CaptureFixtu
         tars.pax((b"path", b"p" * 200), (b"mtime", b"1.5"), (b"SCHILY.xattr.user.a", b"b"))
         + tars.file(b"p", b"y" * 20),
         tars.gnu_long(b"L", b"n" * 200) + tars.file(b"n", b"z") + tars.END + b"trailer",
-        tars.header(b"n", magic=b"ustar  \0", prefix=b"usr")
-        + tars.pax((b"comment", b"g"), kind=b"g")
-        + tars.END,
+        tars.header(b"n", magic=b"ustar  \0", prefix=b"usr") + tars.pax((b"comment", b"g"), kind=b"g") + tars.END,
     ]
     started = time.monotonic()
     parsed = refused = 0
