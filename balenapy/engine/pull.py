@@ -379,6 +379,8 @@ class _Pull:
         except EngineError as error:
             # What a registry or the way to it refuses today may go on tomorrow; a lie or a full disk does not.
             if not (error.retryable or isinstance(error, RegistryError)):
+                if isinstance(error, NoSpace):  # below are transactions, which need some
+                    await self._engine.snapshots.trash.empty()
                 await self._give_up([layer.digest for layer in layers])
             raise
         size_bytes = self._engine.snapshots.size_bytes(config.chain_id)
@@ -456,12 +458,16 @@ class _Pull:
         """Drop what this pull has left, unless another one works under the same lease: going on makes no sense."""
         if not self._pulls.works_alone(self._lease):
             return
+        images = self._engine.images
         with trio.CancelScope(shield=True):
-            await self._engine.images.leases.drop(self._lease)
-            for digest in digests:
-                if not self._content.is_open(digest):
-                    await self._content.drop(digest)
-        self._engine.images.collector.wake()
+            try:
+                for digest in set(digests):
+                    if not self._content.is_open(digest):
+                        await self._content.drop(digest)
+                await images.leases.drop(self._lease)
+            except EngineError as error:  # it expires
+                log.error("cannot roll back at once pull=%s error=%s", self._lease, error.message)
+        images.collector.wake()
 
     # --- the end
 

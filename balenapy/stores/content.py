@@ -151,8 +151,15 @@ class Content:
             await trio.to_thread.run_sync(_unlink, self._root / record.file_name, limiter=self._limiter)
 
     async def drop(self, digest: Digest) -> None:
-        """Delete an ingest: its bytes are wrong, or nobody wants them."""
+        """Delete an ingest: its bytes are wrong, or nobody wants them.
+
+        The file goes before its row: on a full disk there is no room for a transaction while it is there, and a
+        row without a file says no more than that nothing is staged.
+        """
+        record = self._records.get(str(digest))
         with trio.CancelScope(shield=True):
+            if record is not None and not self.is_open(digest):
+                await trio.to_thread.run_sync(_unlink, self._root / record.file_name, limiter=self._limiter)
             await self._db.transaction(lambda connection: self.delete(connection, digest))
             await self.deleted(digest)
 
