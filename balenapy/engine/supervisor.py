@@ -97,17 +97,12 @@ class _Supervised:
 
     run: Run | None = None
     begun: bool = False  # it holds, or has held, the container's lock
-    cancelled: bool = False  # stop or kill: no restart after the coming exit
-    restart_cancelled: trio.Event = field(default_factory=trio.Event)
+    cancelled: trio.Event = field(default_factory=trio.Event)  # stop or kill: no restart after the coming exit
     last_delay_s: float = 0.0
     keep: bool = False  # `restart`: auto-remove must not fire at its stop
     started: trio.Event = field(default_factory=trio.Event)  # the first start ended, well or not
     error: EngineError | None = None  # why it did not
     done: trio.Event = field(default_factory=trio.Event)  # nothing of it runs and everything is cleaned up
-
-    def cancel_restart(self) -> None:
-        self.cancelled = True
-        self.restart_cancelled.set()
 
 
 class Supervisors:
@@ -243,8 +238,8 @@ class Supervisors:
         while True:
             if after_s is not None:
                 with trio.move_on_after(after_s):
-                    await active.restart_cancelled.wait()
-                if active.cancelled:
+                    await active.cancelled.wait()
+                if active.cancelled.is_set():
                     await self._stay_down(container)
                     return
             if active.run is None:
@@ -340,7 +335,7 @@ class Supervisors:
         await engine.logs.begin_run(container, bundle)
         await self.attachments.begin_run(container, bundle)
         self._watch(run)
-        if active.cancelled:
+        if active.cancelled.is_set():
             raise Conflict(f"the restart of {container.id} was cancelled")
         await runtime.start(container.id)
         run.began = trio.current_time()
@@ -357,7 +352,7 @@ class Supervisors:
             state.pid, state.status = before
             raise
         engine.events.container(container, "start")
-        if active.cancelled and run.init is not None:  # stopped while it was being restarted
+        if active.cancelled.is_set() and run.init is not None:  # stopped while it was being restarted
             run.init.send_signal(SIGKILL)
 
     def _watch(self, run: Run) -> None:
@@ -391,7 +386,7 @@ class Supervisors:
             code=code,
             ran_s=trio.current_time() - run.began,
             manually_stopped=state.manually_stopped,
-            cancelled=active.cancelled or self._stopping,
+            cancelled=active.cancelled.is_set() or self._stopping,
             unhealthy=state.health is not None and state.health.status == "unhealthy",
         )
         decision = decide_restart(
@@ -561,7 +556,7 @@ class Supervisors:
         stop_signal = container.config.stop_signal
         if number == SIGKILL or not stop_signal or parse_signal(stop_signal) == number:
             if active is not None:
-                active.cancel_restart()
+                active.cancelled.set()
             resume = container.state.status is Status.PAUSED
         container.state.manually_stopped = True
         if container.state.status is Status.RESTARTING:
