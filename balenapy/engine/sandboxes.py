@@ -28,7 +28,7 @@ from balenapy.engine.bridges import Bridge, Endpoint, default_endpoint
 from balenapy.engine.netfiles import NetworkFiles
 from balenapy.engine.published import PublishedPorts
 from balenapy.errors import Conflict, InvalidParameter, NotFound, SystemFailure
-from balenapy.linux import links, netns
+from balenapy.linux import conntrack, links, netns
 
 if TYPE_CHECKING:
     from balenapy.engine.engine import Engine
@@ -253,6 +253,7 @@ class Sandboxes:
             await links.run_batch("".join(map(netplan.outside_batch, plans)))
 
         await _together(make_links, *(bridge.refresh for bridge in _forwarding(sandbox)))
+        await self._forget_flows(sandbox, begins=True)
 
     async def _dismantle(self, container: Container, sandbox: Sandbox) -> None:
         """Give everything back. Failures are logged: the next start of the daemon cleans up by name."""
@@ -269,8 +270,26 @@ class Sandboxes:
                 await self._in_netns_thread(netns.remove, sandbox.path)
             for bridge in forwarding:
                 await bridge.refresh()
+            await self._forget_flows(sandbox, begins=False)
         except SystemFailure as error:
             log.error("network is not undone container=%s error=%s", container.short_id, error.message)
+
+    async def _forget_flows(self, sandbox: Sandbox, *, begins: bool) -> None:
+        """Have UDP flows that began before the redirections changed ask them again."""
+        target = sandbox.port_target
+        if target is None:
+            return
+        ports = {one.published.host_port for one in target.forwards if one.published.port.protocol == "udp"}
+        if not ports:
+            return
+        address = target.address.ip
+        try:
+            if begins:
+                await self._in_netns_thread(conntrack.forget_udp_to_ports, ports, address)
+            else:
+                await self._in_netns_thread(conntrack.forget_udp_to_container, address)
+        except SystemFailure as error:
+            log.warning("senders may reach a wrong place for a while error=%s", error.message)
 
     # -- a running container --
 

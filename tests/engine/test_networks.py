@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from balenapy.core.container import EndpointSettings, IPAMConfig, PortBinding, SandboxState
+from balenapy.core.container import EndpointSettings, IPAMConfig, PortBinding, SandboxState, Status
 from balenapy.core.filters import parse_filters
 from balenapy.core.network import IPAM, IPAMConfigEntry, NetworkCreate
 from balenapy.errors import Conflict, Forbidden, InvalidParameter, NotFound, SystemFailure
@@ -256,6 +256,36 @@ async def test_a_range_gives_the_first_free_port(tmp_path: Path) -> None:
 
         bindings = container.sandbox.ports["80/tcp"] or []
         assert first < int(bindings[0].host_port) <= first + 30
+
+
+@trio_test
+async def test_a_sender_of_udp_that_never_pauses_finds_the_container_after_its_restart(tmp_path: Path) -> None:
+    async with network_rig(tmp_path) as rig:
+        port = free_port()
+        container = rig.container(publish={"80/udp": [("", str(port))]})
+        blocker = rig.container()
+        answers = []
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.settimeout(0.5)
+
+            def send() -> str:
+                try:
+                    sender.sendto(b"?", (rig.gateway, port))
+                    return sender.recv(100).decode()
+                except OSError as error:
+                    return type(error).__name__
+
+            answers.append(send())
+            for _ in range(2):
+                path = await rig.start(container)
+                with answering(path, 80, socket.SOCK_DGRAM):
+                    answers.append(send())
+                await rig.stop(container)
+                answers.append(send())
+                if blocker.state.status is Status.CREATED:
+                    await rig.start(blocker)  # takes the address
+
+        assert answers == ["TimeoutError", rig.gateway, "TimeoutError", rig.gateway, "TimeoutError"]
 
 
 # -- sandboxes --
