@@ -62,11 +62,7 @@ def container_resolv_conf(
     ipv6: bool = False,
 ) -> ResolvConf:
     """What a container on the default bridge resolves with; what it (or the daemon) sets replaces the host's."""
-    servers = (
-        tuple(dns)
-        or tuple(one for one in host.nameservers if _is_reachable(one, ipv6))
-        or DEFAULT_NAMESERVERS
-    )
+    servers = tuple(dns) or tuple(one for one in host.nameservers if _is_reachable(one, ipv6)) or DEFAULT_NAMESERVERS
     chosen_search = tuple(search) or host.search
     return ResolvConf(
         servers,

@@ -43,9 +43,7 @@ class Pool:
         Raises: SystemFailure when it is of another subnet, Forbidden when somebody has it.
         """
         if address not in self.subnet:
-            raise SystemFailure(
-                f"Invalid address {address}: It does not belong to any of this network's subnets"
-            )
+            raise SystemFailure(f"Invalid address {address}: It does not belong to any of this network's subnets")
         if address in taken or address in (
             self.gateway,
             self.subnet.network_address,
@@ -112,9 +110,7 @@ def make_pool(
     for name, text in (auxiliary or {}).items():
         address = _parse_member(text, subnet, f"failed to allocate secondary ip address ({name}:{text})")
         if address in spoken_for.values():
-            raise Forbidden(
-                f"failed to allocate secondary ip address ({name}:{text}): Address already in use"
-            )
+            raise Forbidden(f"failed to allocate secondary ip address ({name}:{text}): Address already in use")
         spoken_for[name] = address
     if gateway:
         chosen = _parse_member(gateway.partition("/")[0], subnet, f"failed to allocate gateway ({gateway})")

@@ -150,9 +150,7 @@ class PortTable:
         protocol = request.port.protocol
         if request.first == 0 == request.last:
             size = self._last - self._first + 1
-            ports: Iterable[int] = (
-                self._first + (self._next - self._first + offset) % size for offset in range(size)
-            )
+            ports: Iterable[int] = (self._first + (self._next - self._first + offset) % size for offset in range(size))
         elif request.first == request.last:
             if not self.is_free(protocol, host_ip, request.first):
                 raise SystemFailure(f"Bind for {host_ip}:{request.first} failed: port is already allocated")
