@@ -50,9 +50,15 @@ class StreamedBody(TrioBody):
 
     def __init__(self, expected_content_length: int | None, max_content_length: int | None) -> None:
         self.is_chunked = False  # set by the connection: a body of unknown length is coming
-        self._send, self._receive = trio.open_memory_channel[bytes](0)
         self._abandoned = False
         self._drained_bytes = 0
+        self._is_expected = False
+        self._ended = True
+
+    def expect(self) -> None:
+        """A body is coming. Most requests have none, and need none of this."""
+        self._send, self._receive = trio.open_memory_channel[bytes](0)
+        self._is_expected = True
         self._ended = False
         self._settled = trio.Event()  # ended, or too long to drain
 
@@ -77,7 +83,8 @@ class StreamedBody(TrioBody):
     def abandon(self) -> None:
         """Nobody will read the rest."""
         self._abandoned = True
-        self._receive.close()
+        if not self._ended:
+            self._receive.close()
 
     @property
     def is_complete(self) -> bool:
@@ -86,12 +93,15 @@ class StreamedBody(TrioBody):
 
     async def wait_settled(self) -> None:
         """Until the end arrived, or so much that waiting for it is pointless."""
-        await self._settled.wait()
+        if not self._ended:
+            await self._settled.wait()
 
     def __aiter__(self) -> StreamedBody:
         return self
 
     async def __anext__(self) -> bytes:
+        if not self._is_expected:
+            raise StopAsyncIteration
         try:
             return await self._receive.receive()
         except (trio.EndOfChannel, trio.ClosedResourceError):
@@ -233,29 +243,35 @@ class EngineHTTPConnection(TrioASGIHTTPConnection):
 
     async def __call__(self, receive: Receive, send: Send) -> None:
         request: Request = self._create_request_from_scope(send)  # type: ignore[assignment]
-        request.body.is_chunked = "Transfer-Encoding" in request.headers
-        self._raw: RawStream | None = None
+        body = request.body
+        body.is_chunked = "Transfer-Encoding" in request.headers
+        if not body.is_chunked and not request.content_length:
+            await self._respond(request, receive, send)
+            return
+        body.expect()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._take_messages, request, receive)
-            await self._respond(request, send)
+            nursery.start_soon(self._take_body, body, receive)
+            await self._respond(request, receive, send)
             nursery.cancel_scope.cancel()
 
-    async def _take_messages(self, request: Request, receive: Receive) -> None:
+    async def _take_body(self, body: StreamedBody, receive: Receive) -> None:
+        while not body.is_complete:
+            message = await receive()
+            if message["body"]:
+                await body.put(message["body"])
+            if not message["more_body"]:
+                body.set_complete()
+
+    async def _take_raw(self, raw: RawStream, receive: Receive) -> None:
         while True:
             message = await receive()
-            if message["type"] == "http.request":
-                if message["body"]:
-                    await request.body.put(message["body"])
-                if not message["more_body"]:
-                    request.body.set_complete()
-            elif message["type"] == "http.hijack.receive":
-                assert self._raw is not None
-                await self._raw.feed(message["data"])
+            if message["type"] == "http.hijack.receive":
+                await raw.feed(message["data"])
 
-    async def _respond(self, request: Request, send: Send) -> None:
+    async def _respond(self, request: Request, receive: Receive, send: Send) -> None:
         answer, engine_headers = await self.app.answer(request)
         if isinstance(answer, Hijack):
-            await self._hijack(request, answer, engine_headers, send)
+            await self._hijack(request, answer, engine_headers, receive, send)
             return
         if isinstance(answer, StreamResponse):
             refusal = await self._stream(request, answer, engine_headers, send)
@@ -290,21 +306,26 @@ class EngineHTTPConnection(TrioASGIHTTPConnection):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
         return None
 
-    async def _hijack(self, request: Request, answer: Hijack, engine_headers: Mapping[str, str], send: Send) -> None:
+    async def _hijack(
+        self, request: Request, answer: Hijack, engine_headers: Mapping[str, str], receive: Receive, send: Send
+    ) -> None:
         request.body.abandon()
         # The protocol must be past the request before the connection can become raw.
         await request.body.wait_settled()
         if not request.body.is_complete:
             await send({"type": "http.engine.abort"})
             return
-        self._raw = RawStream(send)
-        await send({"type": "http.hijack.accept", "head": answer.head(engine_headers)})
-        try:
-            await answer.serve(self._raw)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
-        except Exception:
-            log.exception("raw stream failed path=%s", request.path)
+        raw = RawStream(send)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._take_raw, raw, receive)
+            await send({"type": "http.hijack.accept", "head": answer.head(engine_headers)})
+            try:
+                await answer.serve(raw)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass
+            except Exception:
+                log.exception("raw stream failed path=%s", request.path)
+            nursery.cancel_scope.cancel()
 
     async def _drain(self, request: Request) -> bool:
         """Throw away the rest of the body, within bounds; say whether its end was reached."""
