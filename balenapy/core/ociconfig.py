@@ -158,6 +158,8 @@ def build_env(config: ContainerConfig, link_env: Sequence[str] = (), *, tty: boo
 
 @dataclass(frozen=True, slots=True)
 class User:
+    """`additional_gids` has the primary one too: a process that drops it keeps no other way in (CVE-2022-36109)."""
+
     uid: int
     gid: int
     additional_gids: tuple[int, ...] = ()
@@ -217,9 +219,8 @@ def find_user(spec: str, passwd: str, group: str, group_add: Sequence[str] = ())
         additional = [entry_gid for _, entry_gid, members in groups if name in members]
     for extra in group_add:
         extra_gid = _find_gid(extra, groups, "Unable to find group")
-        if extra_gid not in additional:
-            additional.append(extra_gid)
-    return User(uid, gid, tuple(additional), home)
+        additional.append(extra_gid)
+    return User(uid, gid, tuple(dict.fromkeys((gid, *additional))), home)
 
 
 def _find_gid(wanted: str, groups: Sequence[tuple[str, int, list[str]]], complaint: str) -> int:

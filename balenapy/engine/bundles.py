@@ -94,7 +94,6 @@ class Bundles:
     ) -> SpecInputs:
         engine, config, host_config = self._engine, self._engine.config, container.host_config
         bundle = self.of(container.id)
-        names = container.config.user or host_config.group_add
         inputs = SpecInputs(
             rootfs=str(bundle.rootfs),
             facts=engine.containers.host_facts,
@@ -108,7 +107,7 @@ class Bundles:
             ipc_namespace=self._namespace(container, "ipc", host_config.ipc_mode),
             init_default=config.init,
             passwd=read_in_rootfs(bundle.rootfs, "etc/passwd"),
-            group=read_in_rootfs(bundle.rootfs, "etc/group") if names else "",
+            group=read_in_rootfs(bundle.rootfs, "etc/group"),  # root too is a member of groups there
             cgroup_driver=config.cgroup_driver,
             cgroup_parent=config.cgroup_parent,
             no_new_privileges=config.no_new_privileges,

@@ -300,7 +300,7 @@ class Execs:
             raise SystemFailure(f"cannot read the spec of {container.id}: {error}") from error
         user_spec = config.user or container.config.user
         passwd = read_in_rootfs(run.bundle.rootfs, "etc/passwd")
-        group = read_in_rootfs(run.bundle.rootfs, "etc/group") if user_spec or container.host_config.group_add else ""
+        group = read_in_rootfs(run.bundle.rootfs, "etc/group")
         user = find_user(user_spec, passwd, group, container.host_config.group_add or ())
         process["user"] = {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.additional_gids)}
         process["terminal"] = config.tty

@@ -95,7 +95,7 @@ def test_a_plain_container() -> None:
     assert process["args"] == ["sleep", "1000"]
     assert process["env"] == [PATH, "HOSTNAME=box"]
     assert process["cwd"] == "/"
-    assert process["user"] == {"uid": 0, "gid": 0, "additionalGids": []}
+    assert process["user"] == {"uid": 0, "gid": 0, "additionalGids": [0]}
     assert (process["terminal"], process["noNewPrivileges"], process["oomScoreAdj"]) == (False, False, 0)
     assert spec["root"] == {"path": "/run/root", "readonly": False}
     assert spec["hostname"] == "box"
@@ -165,13 +165,13 @@ GROUP = "root:x:0:root\nwheel:x:10:root,app\nstaff:x:50:app\napp:x:1001:\n"
     [
         ("", User(0, 0, (0, 10), "/root")),
         ("root", User(0, 0, (0, 10), "/root")),
-        ("app", User(1000, 1001, (10, 50), "/home/app")),
-        ("1000", User(1000, 1001, (10, 50), "/home/app")),
-        ("app:staff", User(1000, 50, (), "/home/app")),
-        ("app:7", User(1000, 7, (), "/home/app")),
-        ("4242", User(4242, 0, (), "/")),
-        ("4242:4243", User(4242, 4243, (), "/")),
-        (":wheel", User(0, 10, (), "/root")),
+        ("app", User(1000, 1001, (1001, 10, 50), "/home/app")),
+        ("1000", User(1000, 1001, (1001, 10, 50), "/home/app")),
+        ("app:staff", User(1000, 50, (50,), "/home/app")),
+        ("app:7", User(1000, 7, (7,), "/home/app")),
+        ("4242", User(4242, 0, (0,), "/")),
+        ("4242:4243", User(4242, 4243, (4243,), "/")),
+        (":wheel", User(0, 10, (10,), "/root")),
     ],
 )
 def test_users_are_found_in_the_containers_files(spec: str, user: User) -> None:
@@ -179,9 +179,9 @@ def test_users_are_found_in_the_containers_files(spec: str, user: User) -> None:
 
 
 def test_without_files_numbers_do() -> None:
-    assert find_user("", "", "") == User(0, 0)
-    assert find_user("7:8", "", "", ["9", "9"]) == User(7, 8, (9,))
-    assert find_user("app", PASSWD, GROUP, ["wheel", "33"]).additional_gids == (10, 50, 33)
+    assert find_user("", "", "") == User(0, 0, (0,))
+    assert find_user("7:8", "", "", ["9", "9"]) == User(7, 8, (8, 9))
+    assert find_user("app", PASSWD, GROUP, ["wheel", "33"]).additional_gids == (1001, 10, 50, 33)
 
 
 @pytest.mark.parametrize(
