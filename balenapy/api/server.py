@@ -495,6 +495,7 @@ def unix_listener(path: str, group: str = "") -> Listener:
     Raises: SystemFailure, OSError.
     """
     os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    group_id = _group_id(group)
     _remove_stale(path)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -504,7 +505,6 @@ def unix_listener(path: str, group: str = "") -> Listener:
             listening.bind(path)
         finally:
             os.umask(before)
-        group_id = _group_id(group)
         if group_id is not None and os.geteuid() == 0:
             os.chown(path, 0, group_id)
         listening.listen(BACKLOG)
