@@ -183,8 +183,7 @@ def _quoted(header: str, position: int) -> tuple[str, int]:
 
 
 def challenges_of(answer: Answer) -> tuple[Challenge, ...]:
-    headers: Any = answer.headers  # httpx.Headers keeps repeated headers apart
-    return parse_challenges(headers.get_list("www-authenticate"))
+    return parse_challenges(answer.all_headers("www-authenticate"))
 
 
 def bearer_of(challenges: Iterable[Challenge]) -> Mapping[str, str] | None:

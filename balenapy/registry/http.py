@@ -1,8 +1,9 @@
 """HTTP towards registries: TLS settings of a host, proxies, redirects, stalls, retry budget, errors worded as Go's.
 
-httpx (on Trio) is imported at the first use, in a thread: an engine that never pulls does not pay its memory, and
-one that does is not stopped for as long as a slow board takes to import it. Its transports are used directly:
-redirects, credentials and cookies are decided here, so its client would only be switched off part by part.
+httpcore, the transport under httpx, is used directly (on Trio): redirects, credentials, cookies and proxies are decided
+here, so httpx would only be switched off part by part, and it costs 2.7 MB (http.client, urllib.request and email come
+with it) where httpcore costs 1. It is imported at the first use, in a thread: an engine that never pulls does not
+pay for it, and one that does is not stopped for as long as a slow board takes to import it.
 
 An `HTTP` object belongs to one session with one registry and holds that session's connections; nothing stays open
 after it.
@@ -22,7 +23,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import trio
 
@@ -32,7 +33,7 @@ from balenapy.registry.errors import RegistryError
 if TYPE_CHECKING:
     import ssl
 
-    import httpx
+    import httpcore
 
 log = logging.getLogger(__name__)
 
@@ -250,7 +251,7 @@ class HTTP:
         self._directories = directories
         self._environment = environment
         self._context: ssl.SSLContext | None = None
-        self._transports: dict[tuple[str | None, bool], httpx.AsyncHTTPTransport] = {}
+        self._pools: dict[tuple[str | None, bool], httpcore.AsyncConnectionPool] = {}
 
     async def __aenter__(self) -> HTTP:
         return self
@@ -258,38 +259,40 @@ class HTTP:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        transports, self._transports = list(self._transports.values()), {}
+        pools, self._pools = list(self._pools.values()), {}
         with trio.move_on_after(5, shield=True):
-            for transport in transports:
-                await transport.aclose()
+            for pool in pools:
+                await pool.aclose()
 
-    async def _transport(self, url: str) -> httpx.AsyncHTTPTransport:
+    async def _pool(self, url: str) -> httpcore.AsyncConnectionPool:
         key = proxy_for(url, self._environment), urlsplit(url).scheme == "https"
-        transport = self._transports.get(key)
-        if transport is None:
-            made = await trio.to_thread.run_sync(self._make_transport, *key)
+        pool = self._pools.get(key)
+        if pool is None:
+            made = await trio.to_thread.run_sync(self._make_pool, *key)
             # Another task of the session may have made one meanwhile; ours holds no connection yet.
-            transport = self._transports.setdefault(key, made)
-        return transport
+            pool = self._pools.setdefault(key, made)
+        return pool
 
-    def _make_transport(self, proxy: str | None, secure: bool) -> httpx.AsyncHTTPTransport:
-        """Connections of one kind. Blocks: imports httpx, reads certificates."""
-        library = _import_httpx()
+    def _make_pool(self, proxy: str | None, secure: bool) -> httpcore.AsyncConnectionPool:
+        """Connections of one kind. Blocks: imports httpcore, reads certificates."""
+        library = _import_httpcore()
         if secure and self._context is None:
             self._context = self._make_context(self._host, self._verify)
-        proxy_context = None
-        if proxy is not None and proxy.startswith("https:"):
+        options: dict[str, Any] = {"ssl_context": self._context if secure else None, "max_connections": None}
+        if proxy is None:
+            pool: httpcore.AsyncConnectionPool = library.AsyncConnectionPool(**options)
+            return pool
+        parts = urlsplit(proxy)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise Unsupported(f'proxy scheme "{parts.scheme}" is not supported: use http or https')
+        host = parts.netloc.rpartition("@")[2]
+        if parts.username is not None:
+            options["proxy_auth"] = (unquote(parts.username).encode(), unquote(parts.password or "").encode())
+        if parts.scheme == "https":
             # The proxy is another server: what is excused for the registry is not excused for it.
-            proxy_context = self._make_context(urlsplit(proxy).netloc.rpartition("@")[2], verify=True)
-        try:
-            transport: httpx.AsyncHTTPTransport = library.AsyncHTTPTransport(
-                verify=self._context if secure else False,
-                trust_env=False,
-                proxy=None if proxy is None else library.Proxy(proxy, ssl_context=proxy_context),
-            )
-        except (ImportError, ValueError) as error:
-            raise Unsupported(f"proxy {urlsplit(proxy or '').scheme}://…: {error}") from error
-        return transport
+            options["proxy_ssl_context"] = self._make_context(host, verify=True)
+        tunnels: httpcore.AsyncHTTPProxy = library.AsyncHTTPProxy(f"{parts.scheme}://{host}", **options)
+        return tunnels
 
     def _make_context(self, host: str, verify: bool) -> ssl.SSLContext:
         return tls_context(host, verify=verify, directories=self._directories, environment=self._environment)
@@ -334,34 +337,80 @@ class HTTP:
     async def _send(
         self, method: str, url: str, headers: Mapping[str, str], content: bytes | AsyncIterator[bytes] | None
     ) -> Answer:
-        transport = await self._transport(url)
-        httpx = sys.modules["httpx"]
-        timeouts = {"connect": CONNECT_TIMEOUT_S, "read": STALL_TIMEOUT_S, "write": STALL_TIMEOUT_S, "pool": None}
+        pool = await self._pool(url)
         try:
-            request = httpx.Request(
-                method, url, headers=dict(headers), content=content, extensions={"timeout": timeouts}
-            )
-            response = await transport.handle_async_request(request)
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, UnicodeError) as error:
+            request = _request(method, url, headers, content)
+        except ValueError as error:
+            raise _worded(error, url).within(method, url) from error
+        try:
+            response = await pool.handle_async_request(request)
+        except _transport_errors() as error:
             raise _worded(error, url).within(method, url) from error
         return Answer(method, url, response)
+
+
+def _request(
+    method: str, url: str, headers: Mapping[str, str], content: bytes | AsyncIterator[bytes] | None
+) -> httpcore.Request:
+    library = sys.modules["httpcore"]
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    path = quote(parts.path or "/", safe=_URL_SAFE) + (f"?{quote(parts.query, safe=_URL_SAFE)}" if parts.query else "")
+    fields = {"Host": host, **headers}
+    if isinstance(content, bytes):
+        fields["Content-Length"] = str(len(content))
+    elif content is not None:
+        fields["Transfer-Encoding"] = "chunked"
+    timeouts = {"connect": CONNECT_TIMEOUT_S, "read": STALL_TIMEOUT_S, "write": STALL_TIMEOUT_S, "pool": None}
+    request: httpcore.Request = library.Request(
+        method,
+        library.URL(scheme=parts.scheme, host=parts.hostname or "", port=parts.port, target=path),
+        headers=[(name.encode("ascii"), value.encode("ascii")) for name, value in fields.items()],
+        content=content,
+        extensions={"timeout": timeouts},
+    )
+    return request
+
+
+# What a URL may hold as it is; a redirect's target is often written carelessly.
+_URL_SAFE = "!$%&'()*+,/:;=?@[]~"
+
+
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """Everything that says the transport failed."""
+    library = sys.modules["httpcore"]
+    return (
+        library.NetworkError,
+        library.ProtocolError,
+        library.ProxyError,
+        library.TimeoutException,
+        library.UnsupportedProtocol,
+        OSError,
+    )
 
 
 class Answer:
     """One answer: its head, and its body as chunks or whole.
 
     Iterating gives what has arrived, up to about 256 KiB at once: whoever stores, hashes or pipes it pays per chunk,
-    and httpx reads 64 KiB (16 under TLS).
+    and httpcore reads 64 KiB (16 under TLS).
     """
 
-    def __init__(self, method: str, url: str, response: httpx.Response) -> None:
+    def __init__(self, method: str, url: str, response: httpcore.Response) -> None:
         self.method = method
         self.url = url
-        self.status: int = response.status_code
-        self.headers: Mapping[str, str] = response.headers
+        self.status = response.status
+        self.headers: dict[str, str] = {}  # by lower-case name; of repeated ones the first
+        self._repeated = [(name.decode("latin-1").lower(), text.decode("latin-1")) for name, text in response.headers]
+        for name, text in self._repeated:
+            self.headers.setdefault(name, text)
         self._response = response
-        self._raw: Any = None  # httpx's iterator over the body, None until read
+        self._raw: Any = None  # httpcore's iterator over the body, None until read
         self._ended = False
+
+    def all_headers(self, name: str) -> list[str]:
+        """Every value of a header that may be repeated."""
+        return [text for found, text in self._repeated if found == name]
 
     @property
     def redirect_target(self) -> str | None:
@@ -446,7 +495,6 @@ class Answer:
             return None
         if isinstance(self._raw, RegistryError):
             raise self._raw
-        httpx = sys.modules["httpx"]
         if self._raw is None:
             stream: Any = self._response.stream
             self._raw = stream.__aiter__()
@@ -455,7 +503,7 @@ class Answer:
         except StopAsyncIteration:
             self._ended = True
             return None
-        except (httpx.HTTPError, httpx.StreamError, OSError) as error:
+        except _transport_errors() as error:
             cut = _worded(error, self.url, reading=True)
             self._raw = cut
             raise cut from error
@@ -463,32 +511,32 @@ class Answer:
 
     async def aclose(self) -> None:
         """Give the connection back, or close it if the body was not read to its end."""
-        httpx = sys.modules["httpx"]
         with trio.move_on_after(5, shield=True):
             await self._response.aclose()
             if self._raw is None or self._ended or isinstance(self._raw, RegistryError):
                 return
-            # A chain of generators is parked in httpx's body. Closing the outer one leaves the inner ones to the
+            # A chain of generators is parked in httpcore's body. Closing the outer one leaves the inner ones to the
             # garbage collector, which Trio warns of; asking for more from the closed connection ends them all.
             try:
                 await self._raw.__anext__()
-            except (StopAsyncIteration, httpx.HTTPError, httpx.StreamError, OSError):
+            except StopAsyncIteration:
+                pass
+            except _transport_errors():
                 pass
             self._ended = True
 
 
-def _import_httpx() -> Any:
-    """Import httpx without its command line and its zstd decoder: about 1 MB that we never use."""
-    unwanted = [name for name in ("zstandard", "httpx._main") if name not in sys.modules]
+def _import_httpcore() -> Any:
+    """Import httpcore without what it can do and we do not: HTTP/2 (1.2 MB) and anyio."""
+    unwanted = [name for name in ("h2", "anyio") if name not in sys.modules]
     for name in unwanted:
         sys.modules[name] = None  # type: ignore[assignment]  # the documented way to make an import fail
     try:
-        import httpcore  # noqa: F401  # httpx imports it when a transport is made: let it be here, in the thread
-        import httpx
+        import httpcore
     finally:
         for name in unwanted:
             sys.modules.pop(name, None)
-    return httpx
+    return httpcore
 
 
 def _refusal(url: str) -> str:
@@ -514,26 +562,25 @@ def _worded(error: BaseException, url: str, *, reading: bool = False) -> Registr
     """Say as Go's net package does what happened on the way. All of it may pass by itself except bad TLS."""
     import ssl
 
-    httpx = sys.modules["httpx"]
+    library = sys.modules["httpcore"]
     causes = list(_causes(error))
     parts = urlsplit(url)
-    address = f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
     if not parts.hostname:
         return RegistryError("http: no Host in request URL")
-    connecting = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError)
+    if isinstance(error, library.LocalProtocolError | UnicodeError):
+        # Their own words quote the value, which may be a token.
+        return RegistryError("net/http: invalid header field value")
+    if isinstance(error, library.UnsupportedProtocol) or type(error) is ValueError:
+        return RegistryError(f"invalid URL: {error}")
+    address = f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return RegistryError(_certificate_problem(cause, parts.hostname))
         if isinstance(cause, ssl.SSLError) and (cause.reason or "") in _NOT_TLS:
             return RegistryError("http: server gave HTTP response to HTTPS client")
-    if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
-        return RegistryError(f"invalid URL: {error}")
-    if isinstance(error, httpx.LocalProtocolError | UnicodeError):
-        # Their own words quote the value, which may be a token.
-        return RegistryError("net/http: invalid header field value")
-    if isinstance(error, httpx.ConnectTimeout):
+    if isinstance(error, library.ConnectTimeout):
         return RegistryError(f"dial tcp {address}: i/o timeout", retryable=True)
-    if isinstance(error, httpx.TimeoutException):
+    if isinstance(error, library.TimeoutException):
         waiting = "read tcp: i/o timeout" if reading else "net/http: timeout awaiting response headers"
         return RegistryError(f"{waiting} ({STALL_TIMEOUT_S} s without a byte)", retryable=True)
     for cause in causes:
@@ -545,12 +592,12 @@ def _worded(error: BaseException, url: str, *, reading: bool = False) -> Registr
     for cause in causes:
         if isinstance(cause, OSError) and cause.errno:
             text = os.strerror(cause.errno).lower()
-            if connecting:
+            if isinstance(error, library.ConnectError):
                 return RegistryError(f"dial tcp {address}: connect: {text}", retryable=True)
             return RegistryError(f"read tcp {address}: read: {text}", retryable=cause.errno != errno.ENOSPC)
-    if isinstance(error, httpx.ProxyError):
+    if isinstance(error, library.ProxyError):
         return RegistryError(f"proxyconnect tcp: {error}", retryable=True)
-    if isinstance(error, httpx.RemoteProtocolError) and not _is_cut(error):
+    if isinstance(error, library.RemoteProtocolError) and not _is_cut(error):
         return RegistryError(f"malformed HTTP response: {error}")
     return RegistryError("unexpected EOF" if reading else "EOF", retryable=True)
 
