@@ -12,7 +12,7 @@ from balenapy.core.filters import Filters, parse_filters
 from balenapy.core.manifest import parse_platform
 from balenapy.core.reference import parse_pull_reference
 from balenapy.engine.images import LIST_FILTERS, PRUNE_FILTERS
-from balenapy.errors import EngineError, SystemFailure, Unsupported
+from balenapy.errors import EngineError, InvalidParameter, SystemFailure, Unsupported
 
 if TYPE_CHECKING:
     from balenapy.api.app import App
@@ -55,6 +55,8 @@ def register(app: App, engine: Engine) -> None:
         reference = parse_pull_reference(image, request.args.get("tag", ""))
         asked = request.args.get("platform", "") if request.version_at_least("1.32") else ""
         platform = parse_platform(asked, engine.pulls.platform) if asked else None
+        if platform is not None and platform.os != "linux":
+            raise InvalidParameter("operating system is not supported")
         auth = request.headers.get("X-Registry-Auth", "")
 
         async def produce(write: BodyWriter) -> None:
