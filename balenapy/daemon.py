@@ -285,9 +285,12 @@ def _dump_tasks() -> None:
     lines: list[str] = []
 
     def walk(task: trio.lowlevel.Task, depth: int) -> None:
-        frames = list(task.iter_await_frames())[-3:]
+        frames = list(task.iter_await_frames())
+        # Every task waits in Trio's own code: where ours stands is what tells something.
+        ours = [one for one in frames if not one[0].f_globals.get("__name__", "").startswith("trio.")] or frames
         where = " > ".join(
-            f"{frame.f_code.co_qualname}:{os.path.basename(frame.f_code.co_filename)}:{line}" for frame, line in frames
+            f"{frame.f_code.co_qualname}:{os.path.basename(frame.f_code.co_filename)}:{line}"
+            for frame, line in ours[-3:]
         )
         lines.append(f"{'  ' * depth}{task.name} [{where}]")
         for nursery in task.child_nurseries:
