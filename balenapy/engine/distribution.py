@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING, Any
 from balenapy.core.manifest import Index, Platform, parse_document, parse_image_config
 from balenapy.core.reference import Reference, parse_reference
 from balenapy.errors import EngineError, InvalidParameter, SystemFailure
+from balenapy.registry.auth import decode_registry_auth
 from balenapy.registry.errors import plain_error
 
 if TYPE_CHECKING:
     from balenapy.core.manifest import Manifest
-    from balenapy.registry.auth import AuthConfig
     from balenapy.registry.client import Registry, Session
 
 _FULL_ID = re.compile(r"(?:sha256:)?[0-9a-f]{64}")
 
 
-async def inspect_remote(
-    registry: Registry, name: str, auth: AuthConfig | None, *, upstream_client: str = ""
-) -> dict[str, Any]:
+async def inspect_remote(registry: Registry, name: str, auth: str, *, upstream_client: str = "") -> dict[str, Any]:
     """Descriptor of what a reference names, and the platforms it is for (None if nobody knows).
+
+    Args:
+        auth: the request's X-Registry-Auth.
 
     Raises:
         SystemFailure: a bad reference: this route has no better status for it.
@@ -30,7 +31,10 @@ async def inspect_remote(
     Source: moby 18.09 api/server/router/distribution/distribution_routes.go.
     """
     reference = _parse(name)
-    async with registry.session(reference, auth, translate=plain_error, upstream_client=upstream_client) as session:
+    credentials = decode_registry_auth(auth)
+    async with registry.session(
+        reference, credentials, translate=plain_error, upstream_client=upstream_client
+    ) as session:
         raw, media_type, digest = await session.manifest()
         document = parse_document(raw, media_type)
         if isinstance(document, Index):

@@ -39,7 +39,8 @@ from balenapy.core.reference import DEFAULT_DOMAIN, LEGACY_DEFAULT_DOMAIN, Refer
 from balenapy.errors import DataLoss, EngineError, InvalidParameter, Unauthorized
 from balenapy.registry.auth import SMALL_ATTEMPTS, AuthConfig, Authorizer, bearer_of, challenges_of
 from balenapy.registry.errors import RegistryError, error_of_answer, pull_error, reason_phrase
-from balenapy.registry.http import CERTIFICATE_DIRECTORIES, HTTP, Answer, RetryBudget
+from balenapy.registry.http import HTTP, Answer, RetryBudget
+from balenapy.registry.tls import CERTIFICATE_DIRECTORIES
 from balenapy.version import ENGINE_VERSION
 
 log = logging.getLogger(__name__)

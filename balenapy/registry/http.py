@@ -1,4 +1,4 @@
-"""HTTP towards registries: TLS settings of a host, proxies, redirects, stalls, retry budget, errors worded as Go's.
+"""HTTP towards registries: redirects, stalls, retry budget, errors worded as Go's.
 
 httpcore, the transport under httpx, is used directly (on Trio): redirects, credentials, cookies and proxies are decided
 here, so httpx would only be switched off part by part, and it costs 2.7 MB (http.client, urllib.request and email come
@@ -12,8 +12,6 @@ after it.
 from __future__ import annotations
 
 import errno
-import ipaddress
-import logging
 import os
 import random
 import socket
@@ -27,15 +25,15 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import trio
 
-from balenapy.errors import InvalidParameter, Unsupported
+from balenapy.errors import Unsupported
 from balenapy.registry.errors import RegistryError
+from balenapy.registry.proxy import proxy_for
+from balenapy.registry.tls import CERTIFICATE_DIRECTORIES, tls_context
 
 if TYPE_CHECKING:
     import ssl
 
     import httpcore
-
-log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 30  # moby registry/registry.go NewTransport: Dialer.Timeout
 STALL_TIMEOUT_S = 30  # without one byte; a slow link that still moves is left alone
@@ -44,153 +42,6 @@ CHUNK_BYTES = 256 << 10  # what a reader gets at once on a fast link
 RETRY_DELAY_FIRST_S = 1.0
 RETRY_DELAY_MAX_S = 60.0
 RETRY_JITTER = 0.2  # a fleet that lost one registry must not come back as one
-CERTIFICATE_DIRECTORIES = (Path("/etc/balena-engine/certs.d"), Path("/etc/docker/certs.d"))
-
-# crypto/x509 root_linux.go: where distributions keep the authorities
-_ROOT_DIRECTORIES = ("/etc/ssl/certs", "/etc/pki/tls/certs")
-_ROOT_FILES = (
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/pki/tls/cacert.pem",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-)
-
-
-# --- TLS
-
-
-def tls_context(
-    host: str,
-    *,
-    verify: bool,
-    directories: Sequence[Path] = CERTIFICATE_DIRECTORIES,
-    environment: Mapping[str, str] = os.environ,
-) -> ssl.SSLContext:
-    """TLS settings for one registry: the system's authorities and what `certs.d/<host>/` adds. Blocks.
-
-    `*.crt` are authorities, `*.cert` with `*.key` are client certificates.
-
-    Raises:
-        InvalidParameter: half of a client certificate is missing, or a file cannot be read as what it must be.
-    """
-    import ssl  # 5 MB that an engine without registries need not have
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if verify:
-        _load_roots(context, environment)
-    else:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    for directory in directories:
-        if host.strip("."):  # neither "" nor "..": other characters of a path cannot be in a host
-            _load_host_directory(context, directory / host)
-    return context
-
-
-def _load_roots(context: ssl.SSLContext, environment: Mapping[str, str]) -> None:
-    named_file, named_directory = environment.get("SSL_CERT_FILE"), environment.get("SSL_CERT_DIR")
-    if named_file or named_directory:
-        for name in (named_file, *(named_directory or "").split(":")):
-            if name and os.path.exists(name):
-                file, directory = (None, name) if os.path.isdir(name) else (name, None)
-                context.load_verify_locations(file, directory)
-        return
-    # A hashed directory is read authority by authority as needed; the bundle costs a megabyte at once.
-    for directory in _ROOT_DIRECTORIES:
-        try:
-            if any(name.endswith(".0") for name in os.listdir(directory)):
-                context.load_verify_locations(capath=directory)
-                return
-        except OSError:
-            continue
-    for file in _ROOT_FILES:
-        if os.path.exists(file):
-            context.load_verify_locations(file)
-            return
-
-
-def _load_host_directory(context: ssl.SSLContext, directory: Path) -> None:
-    try:
-        names = sorted(os.listdir(directory))
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as error:
-        raise InvalidParameter(f"open {directory}: {(error.strerror or '').lower()}") from error
-    for name in names:
-        stem, suffix = os.path.splitext(name)
-        path = directory / name
-        try:
-            if suffix == ".crt":
-                context.load_verify_locations(path)
-            elif suffix == ".cert":
-                if f"{stem}.key" not in names:
-                    raise InvalidParameter(
-                        f"missing key {stem}.key for client certificate {name}. "
-                        "Note that CA certificates should use the extension .crt"
-                    )
-                context.load_cert_chain(path, directory / f"{stem}.key")
-            elif suffix == ".key" and f"{stem}.cert" not in names:
-                raise InvalidParameter(f"missing client certificate {stem}.cert for key {name}")
-        except OSError as error:  # which ssl.SSLError is too
-            raise InvalidParameter(f"{path}: {error}") from error
-
-
-# --- proxies
-
-
-def proxy_for(url: str, environment: Mapping[str, str] = os.environ) -> str | None:
-    """The proxy for this URL by HTTP_PROXY, HTTPS_PROXY and NO_PROXY; loopback is never asked through one.
-
-    Source: golang.org/x/net/http/httpproxy.
-    """
-    parts = urlsplit(url)
-    variable = "HTTPS_PROXY" if parts.scheme == "https" else "HTTP_PROXY"
-    proxy = environment.get(variable) or environment.get(variable.lower())
-    host = parts.hostname or ""
-    if not proxy or _goes_direct(host, parts.port or (443 if parts.scheme == "https" else 80), environment):
-        return None
-    return proxy if "://" in proxy else f"http://{proxy}"
-
-
-def _goes_direct(host: str, port: int, environment: Mapping[str, str]) -> bool:
-    address = _address(host)
-    if host == "localhost" or (address is not None and address.is_loopback):
-        return True
-    exceptions = environment.get("NO_PROXY") or environment.get("no_proxy") or ""
-    for word in exceptions.lower().replace(",", " ").split():
-        if word == "*":
-            return True
-        name, colon, wanted_port = word.rpartition(":")
-        if colon and wanted_port.isdigit() and not (name.count(":") and not name.endswith("]")):
-            if int(wanted_port) != port:
-                continue
-        else:
-            name = word
-        name = name.strip("[]")
-        if address is not None:
-            try:
-                if address in ipaddress.ip_network(name, strict=False):
-                    return True
-            except (ValueError, TypeError):
-                pass
-            continue
-        name = name.removeprefix("*")
-        if host == name.removeprefix(".") and not name.startswith("."):
-            return True
-        if host.endswith(name if name.startswith(".") else f".{name}"):
-            return True
-    return False
-
-
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None
-
 
 # --- retry budget
 
@@ -222,7 +73,7 @@ class RetryBudget:
         wanted: float | None = getattr(error, "retry_after_s", None)
         if wanted is not None and wanted > RETRY_DELAY_MAX_S:
             return None  # hours of a rate limit are for the caller to wait, not for a request
-        delay = RETRY_DELAY_FIRST_S * 2 ** (self._failures - 1) if wanted is None else wanted
+        delay = RETRY_DELAY_FIRST_S * 2 ** min(self._failures - 1, 16) if wanted is None else wanted
         delay = min(delay, RETRY_DELAY_MAX_S)
         spread = RETRY_JITTER * self._random()
         # Never earlier than asked; without a wish, around the nominal delay.

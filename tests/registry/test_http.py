@@ -11,7 +11,9 @@ import pytest
 
 from balenapy.errors import InvalidParameter
 from balenapy.registry.errors import RegistryError
-from balenapy.registry.http import RETRY_DELAY_MAX_S, RetryBudget, proxy_for, tls_context
+from balenapy.registry.http import RETRY_DELAY_MAX_S, RetryBudget
+from balenapy.registry.proxy import proxy_for
+from balenapy.registry.tls import tls_context
 from tests.registry.real_registry import make_certificate
 
 PROXY = {"HTTP_PROXY": "http://p:1", "https_proxy": "p:2"}

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from balenapy.api.app import App, Request, route
 from balenapy.api.response import Response, json_response
 from balenapy.engine.distribution import inspect_remote
-from balenapy.registry.auth import decode_registry_auth
 
 if TYPE_CHECKING:
     from balenapy.engine.engine import Engine
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
 def register(app: App, engine: Engine) -> None:
     async def inspect(request: Request, name: str) -> Response:
-        auth = decode_registry_auth(request.headers.get("X-Registry-Auth", ""))
+        auth = request.headers.get("X-Registry-Auth", "")
         client = request.headers.get("User-Agent", "")
         return json_response(await inspect_remote(engine.registry, name, auth, upstream_client=client))
 
