@@ -723,6 +723,12 @@ class _LayerPull:
         """One connection's worth."""
         total = self._layer.size_bytes
         async with self._pull.session.blob(self._layer.digest, ingest.received, size_bytes=total) as blob:
+            if blob.total_bytes is not None and blob.total_bytes < total:
+                # Asking again would not make it longer.
+                raise WrongBlob(
+                    f"filesystem layer verification failed for digest {self._layer.digest}: "
+                    f"the registry has {blob.total_bytes} bytes of {total}"
+                )
             if not blob.range_honoured:
                 log.warning(
                     "registry ignores Range, all of it comes again digest=%s at=%d",

@@ -203,6 +203,33 @@ async def test_rubbish_instead_of_a_layer_is_blamed_on_its_digest(tmp_path: Path
 
 
 @trio_test
+async def test_a_blob_shorter_than_its_manifest_says_is_refused(tmp_path: Path, registry: FakeRegistry) -> None:
+    image = busybox()
+    layer = image.layers[0]
+    registry.add("team/app", "1", image)
+    registry.blobs[layer.digest] = layer.data[:-1]
+    async with image_engine(tmp_path) as engine:
+        message, _ = await fails(engine, f"{registry.host}/team/app:1", DataLoss)
+        size = len(layer.data)
+        assert message == (
+            f"filesystem layer verification failed for digest {layer.digest}: "
+            f"the registry has {size - 1} bytes of {size}"
+        )
+        await assert_nothing_left(engine)
+
+
+@trio_test
+async def test_a_blob_longer_than_its_manifest_says_is_refused(tmp_path: Path, registry: FakeRegistry) -> None:
+    image = busybox()
+    layer = image.layers[0]
+    registry.add("team/app", "1", image)
+    registry.blobs[layer.digest] = layer.data + b"more"
+    async with image_engine(tmp_path) as engine:
+        await fails(engine, f"{registry.host}/team/app:1", DataLoss)
+        await assert_nothing_left(engine)
+
+
+@trio_test
 async def test_a_layer_that_is_not_the_configs_is_refused(tmp_path: Path, registry: FakeRegistry) -> None:
     class Liar(ImageFixture):
         @property
