@@ -32,9 +32,10 @@ from balenapy.core.container import (
     UpdateConfig,
 )
 from balenapy.core.filters import NO_FILTERS, Filters
+from balenapy.core.links import Link, link_env
 from balenapy.core.names import generate_name
 from balenapy.core.ociconfig import build_resources, parse_security_options
-from balenapy.core.ports import parse_port
+from balenapy.core.ports import expand_exposed, parse_port
 from balenapy.core.timefmt import parse_until
 from balenapy.errors import Conflict, EngineError, InvalidParameter, NotFound, SystemFailure
 from balenapy.linux.hostfacts import read_host_facts, read_kernel_support
@@ -115,6 +116,23 @@ class Containers:
             if parent.host_config.links:
                 names += [f"/{parent.name}/{alias}" for alias, child in self._links_of(parent) if child is container]
         return names
+
+    def link_env(self, container: Container) -> list[str]:
+        """The variables that legacy links bring to a start; links work on the default bridge only.
+
+        Raises: SystemFailure, when a linked container does not run.
+        """
+        env: list[str] = []
+        for alias, child in self._links_of(container):
+            if not child.state.running:
+                raise SystemFailure(
+                    f"Cannot link to a non running container: /{child.name} AS /{container.name}/{alias}"
+                )
+            address = child.endpoints.get("bridge", EndpointSettings()).ip_address
+            if address:
+                ports = expand_exposed(child.config.exposed_ports or ())
+                env += link_env(Link(container.name, alias, address, ports, child.config.env or ()))
+        return env
 
     def using_image(self, image_id: str) -> list[Container]:
         """Containers made from an image, those under way too."""
@@ -318,7 +336,7 @@ class Containers:
             fill: Callable[[Path], None] | None = None
             if container.host_config.runtime != "bare":
                 layers = [layer.diff for layer in engine.snapshots.chain(container.chain_id)]
-                fill = _InitLayer(layers).fill
+                fill = _InitLayer(layers, container.config.working_dir).fill
             await engine.snapshots.prepare(
                 container.id,
                 container.chain_id,
@@ -739,11 +757,13 @@ class _InitLayer:
     FILES = ("dev/console", "etc/hostname", "etc/hosts", "etc/resolv.conf", ".dockerenv")
     LINKS = (("etc/mtab", "/proc/mounts"),)
 
-    def __init__(self, layers: Sequence[Path]) -> None:
+    def __init__(self, layers: Sequence[Path], working_dir: str = "") -> None:
         self._layers = layers  # the image's diffs, top first
+        self._working_dir = working_dir
 
     def fill(self, root: Path) -> None:
-        """Blocks; for a thread."""
+        """Blocks; for a thread. Raises: SystemFailure, when the working directory is something else in the image."""
+        self._check_working_dir()
         for name in ("dev", "etc", *self.DIRECTORIES):
             self._make_directory(root, name)
         for name in self.FILES:
@@ -752,6 +772,26 @@ class _InitLayer:
             os.close(fd)
         for name, target in self.LINKS:
             os.symlink(target, root / name)
+
+    def _check_working_dir(self) -> None:
+        """A missing one is made by the runtime; a link is left to it as well."""
+        parts = [part for part in os.path.normpath("/" + self._working_dir).split("/") if part]
+        for layer in self._layers:
+            path = layer
+            for part in parts:
+                path = path / part
+                try:
+                    status = os.lstat(path)
+                except FileNotFoundError:
+                    break
+                if stat.S_ISCHR(status.st_mode) or stat.S_ISLNK(status.st_mode):  # a whiteout, or a link
+                    return
+                if not stat.S_ISDIR(status.st_mode):
+                    raise SystemFailure(f"Cannot mkdir: {self._working_dir} is not a directory")
+                if _is_opaque(path):
+                    return
+            else:
+                return
 
     def _make_directory(self, root: Path, name: str) -> None:
         path = root / name
@@ -770,3 +810,10 @@ class _InitLayer:
                 yield os.lstat(layer / name)
             except (FileNotFoundError, NotADirectoryError):
                 continue
+
+
+def _is_opaque(directory: Path) -> bool:
+    try:
+        return os.getxattr(directory, "trusted.overlay.opaque") == b"y"
+    except OSError:
+        return False

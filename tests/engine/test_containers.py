@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import trio
 
 from balenapy.core.container import RestartPolicy, Status, UpdateConfig
 from balenapy.core.filters import parse_filters
+from balenapy.engine.containers import _InitLayer
 from balenapy.errors import Conflict, InvalidParameter, NotFound, SystemFailure
 from tests.engine.container_rig import Rig, open_rig
 from tests.trio_tests import trio_test
@@ -321,6 +324,59 @@ async def test_an_image_counts_as_used_while_a_create_is_under_way(tmp_path: Pat
 
         assert seen == [1]
         assert len(rig.containers.using_image(image.image_id)) == 1
+
+
+@trio_test
+async def test_links_bring_variables_while_the_child_runs(tmp_path: Path) -> None:
+    async with open_rig(tmp_path) as rig:
+        await rig.add_image()
+        child = await rig.create("db", ExposedPorts={"5432/tcp": {}}, Env=["USER=x"])
+        parent = await rig.create("web", HostConfig={"Links": ["db:store"]})
+
+        with pytest.raises(SystemFailure) as caught:
+            rig.containers.link_env(parent)
+        assert caught.value.message == "Cannot link to a non running container: /db AS /web/store"
+
+        rig.supervisors.start(child)
+        child.endpoints["bridge"].ip_address = "10.0.0.2"
+        env = rig.containers.link_env(parent)
+        assert "STORE_PORT=tcp://10.0.0.2:5432" in env
+        assert env[-2:] == ["STORE_NAME=/web/store", "STORE_ENV_USER=x"]
+
+
+@pytest.mark.parametrize(
+    ("working_dir", "good"),
+    [
+        ("/", True),
+        ("/dir", True),
+        ("/new/dir", True),
+        ("/link", True),
+        ("/file", False),
+        ("/file/below", False),
+        ("/gone/file", True),
+        ("/opaque/file", True),
+        ("/dir/../file", False),
+        ("/../../../../../../../etc/passwd", True),
+    ],
+)
+@pytest.mark.root
+def test_a_working_directory_must_not_be_a_file_of_the_image(tmp_path: Path, working_dir: str, good: bool) -> None:
+    top, bottom = tmp_path / "top", tmp_path / "bottom"
+    for path in (top / "dir", top / "opaque", bottom / "dir", bottom / "gone", bottom / "opaque", tmp_path / "init"):
+        path.mkdir(parents=True)
+    for name in ("file", "gone/file", "opaque/file"):
+        (bottom / name).write_text("")
+    os.mknod(top / "gone", stat.S_IFCHR, 0)
+    (top / "link").symlink_to("file")
+    os.setxattr(top / "opaque", "trusted.overlay.opaque", b"y")
+    layer = _InitLayer([top, bottom], working_dir)
+
+    if good:
+        layer.fill(tmp_path / "init")
+    else:
+        with pytest.raises(SystemFailure) as caught:
+            layer.fill(tmp_path / "init")
+        assert caught.value.message == f"Cannot mkdir: {working_dir} is not a directory"
 
 
 # --- find -----------------------------------------------------------------------------------------------------
