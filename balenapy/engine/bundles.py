@@ -106,6 +106,7 @@ class Bundles:
             pid_namespace=self._namespace(container, "pid", host_config.pid_mode),
             ipc_namespace=self._namespace(container, "ipc", host_config.ipc_mode),
             init_default=config.init,
+            link_env=engine.containers.link_env(container),
             passwd=read_in_rootfs(bundle.rootfs, "etc/passwd"),
             group=read_in_rootfs(bundle.rootfs, "etc/group"),  # root too is a member of groups there
             cgroup_driver=config.cgroup_driver,
