@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,6 +15,4 @@ RESOURCES = ("system", "images", "distribution", "containers", "process", "netwo
 
 def register_all(app: App, engine: Engine) -> None:
     for name in RESOURCES:
-        if find_spec(f"{__name__}.{name}") is None:  # TODO: goes when every resource has its file
-            continue
         import_module(f"{__name__}.{name}").register(app, engine)
