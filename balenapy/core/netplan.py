@@ -162,8 +162,8 @@ def bridge_batch(bridge: str, address: IPv4Interface, mac: str, mtu: int, *, cre
     return _lines(lines)
 
 
-def up_batch(name: str) -> str:
-    return _lines([f"link set dev {name} up"])
+def forget_addresses_batch(bridge: str, addresses: Iterable[IPv4Interface]) -> str:
+    return _lines(f"address delete {address} dev {bridge}" for address in addresses)
 
 
 def inside_batch(plan: EndpointPlan, host_netns: str) -> str:

@@ -109,6 +109,7 @@ class Network:
     ip_range: str = text("IPRange")
     gateway: str = text("Gateway")
     auxiliary: dict[str, str] = struct("Auxiliary", dict)
+    foreign: bool = flag("Foreign", omit=True)  # the interface was there before us: it keeps its addresses and stays
 
     @property
     def builtin(self) -> bool:

@@ -140,13 +140,12 @@ class Bridge:
         link = await links.find_link(self.name)
         if link is not None and link.kind != "bridge":
             raise SystemFailure(f"cannot use {self.name} as a bridge: it is a {link.kind or 'network card'}")
-        if link is None or self.interface not in link.addresses:
-            mac = ":".join(f"{byte:02x}" for byte in (0x02, 0x42, *secrets.token_bytes(4)))
-            await links.run_batch(
-                netplan.bridge_batch(self.name, self.interface, mac, self.options.mtu, create=link is None)
-            )
-        elif link is not None:
-            await links.run_batch(netplan.up_batch(self.name))
+        mac = ":".join(f"{byte:02x}" for byte in (0x02, 0x42, *secrets.token_bytes(4)))
+        batch = netplan.bridge_batch(self.name, self.interface, mac, self.options.mtu, create=link is None)
+        if link is not None and not self.network.foreign:
+            former = [address for address in link.addresses if address != self.interface]
+            batch += netplan.forget_addresses_batch(self.name, former)
+        await links.run_batch(batch)
         if self._use_firewall:
             # The rule that keeps containers away from the host's loopback comes first.
             await self.refresh()
@@ -159,7 +158,7 @@ class Bridge:
             self._applied = ""
             if self._use_firewall:
                 await firewall.apply(netplan.removal(self.name))
-        if links.exists(self.name):
+        if not self.network.foreign and links.exists(self.name):
             await links.run_batch(netplan.delete_batch(self.name), force=True)
 
     # -- firewall --

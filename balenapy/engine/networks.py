@@ -143,6 +143,7 @@ class Networks:
             else:
                 subnet = ipam.choose_subnet(self._pools(), taken)
             interface = IPv4Interface(f"{next(ipam.usable(subnet))}/{subnet.prefixlen}")
+        network.foreign = name != DEFAULT_BRIDGE  # --bridge names somebody's
         network.subnet = str(interface.network)
         network.gateway = str(interface.ip)
         network.ip_range = config.fixed_cidr
@@ -345,6 +346,7 @@ class Networks:
                     f"{other.network.id} ({other.name}): same bridge name"
                 )
         self._give_pool(network, asked)
+        network.foreign = links.exists(network.bridge)
         return network
 
     def _give_pool(self, network: Network, asked: IPAM) -> None:

@@ -167,7 +167,7 @@ def answering(path: str, port: int, kind: int = socket.SOCK_STREAM) -> Iterator[
         listener.close()
 
 
-def ask(address: str, port: int, *, kind: int = socket.SOCK_STREAM, inside: str = "", timeout_s: float = 1.0) -> str:
+def ask(address: str, port: int, *, kind: int = socket.SOCK_STREAM, inside: str = "", timeout_s: float = 4.0) -> str:
     """Connect from the host, or from a namespace; the answer, or the name of the error."""
 
     def talk() -> str:

@@ -266,22 +266,22 @@ async def test_a_sender_of_udp_that_never_pauses_finds_the_container_after_its_r
         blocker = rig.container()
         answers = []
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-            sender.settimeout(0.5)
 
-            def send() -> str:
+            def send(timeout_s: float) -> str:
+                sender.settimeout(timeout_s)
                 try:
                     sender.sendto(b"?", (rig.gateway, port))
                     return sender.recv(100).decode()
                 except OSError as error:
                     return type(error).__name__
 
-            answers.append(send())
+            answers.append(send(0.3))
             for _ in range(2):
                 path = await rig.start(container)
                 with answering(path, 80, socket.SOCK_DGRAM):
-                    answers.append(send())
+                    answers.append(send(4))
                 await rig.stop(container)
-                answers.append(send())
+                answers.append(send(0.3))
                 if blocker.state.status is Status.CREATED:
                     await rig.start(blocker)  # takes the address
 
@@ -652,6 +652,30 @@ async def test_creating_networks_refuses_what_the_reference_refuses(tmp_path: Pa
             await rig.networks.remove("bridge")
 
         assert [network.name for network in rig.networks.all()] == ["bridge", "host", "none"]
+
+
+@trio_test
+async def test_an_interface_that_was_there_before_is_used_and_stays(tmp_path: Path) -> None:
+    async with network_rig(tmp_path) as rig:
+        name, subnet = f"bptf{rig.third_byte}", f"10.215.{rig.third_byte}"
+        await links.run_batch(f"link add name {name} type bridge\n")
+        try:
+            options = {"com.docker.network.bridge.name": name}
+            config = IPAM(config=[IPAMConfigEntry(f"{subnet}.0/24")])
+            await rig.networks.create(NetworkCreate(name="mine", options=options, ipam=config))
+            container = rig.container(network_mode="mine")
+            path = await rig.start(container)
+            shown = interfaces(path)
+            await rig.stop(container)
+            with pytest.raises(Forbidden, match="same bridge name"):
+                await rig.networks.create(NetworkCreate(name="other", options=options))
+            await rig.networks.remove("mine")
+            left = links.exists(name)
+        finally:
+            await links.run_batch(f"link delete dev {name}\n", force=True)
+
+        assert shown == {"lo": ["127.0.0.1/8"], "eth0": [f"{subnet}.2/24"]}
+        assert left
 
 
 @trio_test
