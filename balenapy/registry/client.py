@@ -409,13 +409,14 @@ class Session:
         """Do something at the first endpoint that can: a mirror's failure is not the registry's."""
         last: RegistryError | None = None
         for endpoint in self._candidates():
+            if last is not None:
+                log.info("next endpoint=%s after error=%s", endpoint.url, last.message)
             try:
                 return await action(await self._connect(endpoint))
             except RegistryError as error:
                 last = error
                 if not (endpoint.mirror or error.no_answer):
                     break
-                log.info("next endpoint after endpoint=%s error=%s", endpoint.url, error.message)
         assert last is not None  # there is always one endpoint
         told = self._translate(last, about or self.reference)
         raise told from (None if told is last else last)

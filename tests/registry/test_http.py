@@ -134,6 +134,6 @@ def test_nothing_is_imported_before_the_first_request() -> None:
 
 def test_the_first_request_imports_only_what_is_used() -> None:
     code = "from balenapy.registry.http import _import_httpcore; _import_httpcore()"
-    unused = ("httpx", "h2", "anyio", "http.client", "urllib.request", "email", "zstandard", "asyncio")
+    unused = ("httpx", "h2", "anyio", "http.client", "urllib.request", "email", "zstandard", "asyncio", "certifi")
 
     assert modules_after(code, ("httpcore", *unused)) == "['httpcore']\n"
