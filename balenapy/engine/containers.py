@@ -471,7 +471,7 @@ class Containers:
             if new_name.removeprefix("/") == old_name:
                 raise InvalidParameter("Renaming a container with the same name as its current name")
             try:
-                new_name = creation.check_name(new_name)
+                new_name = creation.check_name("/" + new_name.removeprefix("/"))
                 self._take_name(new_name, container.id)
             except EngineError as error:
                 raise type(error)(f"Error when allocating new name: {error.message}") from error

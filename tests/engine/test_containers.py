@@ -601,7 +601,7 @@ async def test_rename_moves_the_name_and_tells_both(tmp_path: Path) -> None:
                 "old",
                 "x y",
                 InvalidParameter,
-                "Error when allocating new name: Invalid container name (x y), "
+                "Error when allocating new name: Invalid container name (/x y), "
                 "only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed",
             ),
         ):
