@@ -15,6 +15,7 @@ firewall rules: the tests are first of all true of the engine we replace. `engin
 from __future__ import annotations
 
 import contextlib
+import gc
 import http.client
 import itertools
 import json
@@ -265,10 +266,16 @@ class EngineProcess:
         )
 
     def client(self, version: str = "1.39") -> docker.DockerClient:
-        """docker-py; closed with the engine."""
+        """docker-py; closed by `close_clients`, at the latest with the engine."""
         client = docker.DockerClient(base_url=f"unix://{self.socket}", version=version, timeout=60)
         self._clients.append(client)
         return client
+
+    def close_clients(self) -> None:
+        """Close what docker-py keeps open, its forgotten streams as well."""
+        while self._clients:
+            self._clients.pop().close()
+        gc.collect()
 
     def request(
         self,
@@ -318,8 +325,7 @@ class EngineProcess:
 
     def clean_up(self) -> None:
         """Take away all that is left, by force where it must be."""
-        for client in self._clients:
-            client.close()
+        self.close_clients()
         try:
             if self.is_alive:
                 with contextlib.suppress(OSError, http.client.HTTPException, ValueError):

@@ -49,12 +49,18 @@ class Leftovers:
     cgroups: frozenset[str]
     processes: frozenset[str]
 
-    def added_since(self, before: Leftovers) -> dict[str, list[str]]:
-        """What is here now and was not before, by kind; empty when nothing was left."""
+    def added_since(self, before: Leftovers, ignore: str = "") -> dict[str, list[str]]:
+        """What is here now and was not before, by kind; empty when nothing was left.
+
+        Args:
+            ignore: how the line of a process begins that may be there.
+        """
         shared_machine = os.environ.get("BALENAPY_SHARED_MACHINE") == "1"
         answer = {}
         for field in fields(self):
             new = sorted(getattr(self, field.name) - getattr(before, field.name))
+            if ignore:
+                new = [line for line in new if not line.startswith(ignore)]
             if shared_machine:
                 new = [line for line in new if any(mark in line for mark in _claims)]
             if new:
@@ -73,10 +79,10 @@ def leftovers() -> Leftovers:
     )
 
 
-def wait_for_no_leftovers(before: Leftovers, timeout_s: float = 10.0) -> dict[str, list[str]]:
+def wait_for_no_leftovers(before: Leftovers, timeout_s: float = 10.0, *, ignore: str = "") -> dict[str, list[str]]:
     """Give asynchronous clean-up (zombies, cgroups, lazy unmounts) a moment; what is still there is the answer."""
     deadline = time.monotonic() + timeout_s
-    while (added := leftovers().added_since(before)) and time.monotonic() < deadline:
+    while (added := leftovers().added_since(before, ignore)) and time.monotonic() < deadline:
         time.sleep(0.1)
     return added
 

@@ -265,7 +265,7 @@ def test_limits_are_seen_in_the_control_group(cli: Cli, busybox: str) -> None:
     quota = cgroup_file(engine, "cpu", name, "cpu.cfs_quota_us", "cpu.max")
     assert quota in ("50000", "50000 100000")
     assert cgroup_file(engine, "cpu", name, "cpu.shares", "cpu.weight") in ("512", "20")
-    cli("update", "--pids-limit", "44", "--cpus", "0.25", "--memory", "32m", "--memory-swap", "64m", name)
+    cli("update", "--cpus", "0.25", "--memory", "32m", "--memory-swap", "64m", name)
     assert cgroup_file(engine, "memory", name, "memory.limit_in_bytes", "memory.max") == str(32 << 20)
     assert cgroup_file(engine, "cpu", name, "cpu.cfs_quota_us", "cpu.max") in ("25000", "25000 100000")
 
