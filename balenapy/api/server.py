@@ -52,6 +52,7 @@ BACKLOG = 128
 SOCKET_MODE = 0o660
 SOCKET_GROUPS = ("balena-engine", "docker")
 HANDSHAKE_S = 10.0
+KEEPALIVE_S = 15  # net.ListenConfig's default
 LINGER_S = 0.5  # how long a peer that is still sending may take to read our last answer
 
 
@@ -524,6 +525,10 @@ def tcp_listeners(address: str, tls: ssl.SSLContext | None = None) -> list[Liste
             listening = socket.socket(family, kind, protocol)
             try:
                 listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                # Inherited by connections: a client that vanished ends its request some day.
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)
+                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_S)
                 if family == socket.AF_INET6:
                     listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 listening.bind(where)
