@@ -44,6 +44,7 @@ constraints: venv ## remake .ci/constraints.txt from setup.cfg (needs the packag
 	build/pip-tools/bin/pip-compile --quiet --generate-hashes --no-header --strip-extras \
 	  --no-emit-index-url --no-emit-trusted-host --no-emit-find-links \
 	  --allow-unsafe --extra test --extra lint --extra build --output-file=.ci/constraints.txt setup.cfg
+	sed -i '1i # Every wheel of the engine, its tests and its linters, by version and hash (make constraints).' .ci/constraints.txt
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -97,7 +97,7 @@ def _configure_process(config: Config) -> None:
 def _set_log_level(config: Config) -> None:
     logging.getLogger().setLevel(LOG_LEVELS[config.log_level])
     # These speak at info and debug about every request; ours say what matters.
-    for name in ("httpx", "httpcore", "hypercorn", "h11", "quart"):
+    for name in ("httpcore", "hypercorn", "h11", "quart"):
         logging.getLogger(name).setLevel(max(logging.WARNING, LOG_LEVELS[config.log_level]))
 
 
