@@ -18,6 +18,7 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,11 +159,22 @@ class Volumes:
         announce: bool,
     ) -> None:
         """Give every volume mount its volume: one transaction for all that are new."""
+        points = [point for point in points if point.type == "volume"]
+        async with AsyncExitStack() as stack:
+            # Nobody removes one of them between our look and our hold.
+            for name in sorted({point.name for point in points if not point.anonymous}):
+                await stack.enter_async_context(self._engine.locks(f"volume/{name}"))
+            found = await self._make_and_hold(container_id, points, image_volumes, made)
+        for name in found if announce else ():
+            self._engine.events.volume(name, "create", {"driver": LOCAL})
+
+    async def _make_and_hold(
+        self, container_id: str, points: Collection[MountPoint], image_volumes: Collection[str], made: list[str]
+    ) -> list[str]:
+        """Returns the names of the volumes that were asked for, found or made."""
         new: dict[str, Volume] = {}
-        announced = []
+        found = []
         for point in points:
-            if point.type != "volume":
-                continue
             if point.source:  # another container's
                 self._held[container_id].add(point.name)
                 continue
@@ -177,7 +189,7 @@ class Volumes:
                 )
                 if point.anonymous:
                     made.append(point.name)
-            announced.append(point.name)
+            found.append(point.name)
             point.driver = LOCAL
             point.source = str(self._store.mountpoint(point.name))
             self._held[container_id].add(point.name)
@@ -185,8 +197,7 @@ class Volumes:
                 point.mode = "z"  # moby setBindModeIfNull
         if new:
             await self._store.insert(*new.values())
-        for name in announced if announce else ():
-            self._engine.events.volume(name, "create", {"driver": LOCAL})
+        return found
 
     # -- filling from the image --
 
@@ -274,11 +285,12 @@ class Volumes:
         volume = self._store.find(point.name)
         if volume is None:
             raise NotFound(f"get {point.name}: no such volume")
-        await self._in_thread(self._store.make_directory, volume.name)
-        if _has_device(volume):
-            async with self._engine.locks(f"volume/{volume.name}"):
+        # Not while somebody fills it: the full directory takes the place of the empty one.
+        async with self._engine.locks(f"volume/{volume.name}"):
+            await self._in_thread(self._store.make_directory, volume.name)
+            if _has_device(volume):
                 await self._mount_device(volume, container.id)
-        held.add(volume.name)
+            held.add(volume.name)
         self._engine.events.volume(
             volume.name,
             "mount",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from pathlib import Path
 
 import pytest
+import trio
 
-from balenapy.core.container import Mount, TmpfsOptions, VolumeDriver, VolumeOptions
+from balenapy.core.container import Container, Mount, TmpfsOptions, VolumeDriver, VolumeOptions
 from balenapy.core.filters import parse_filters
 from balenapy.engine.volumes import ResolvedMount
 from balenapy.errors import Conflict, InvalidParameter, NotFound, SystemFailure
@@ -219,6 +221,32 @@ async def test_a_volume_in_use_is_not_removed_and_is_not_dangling(tmp_path: Path
         assert names('{"label":["a=b"]}') == ["idle"]
         assert await rig.volumes.prune(parse_filters("")) == (["idle"], 0)
         assert names("") == ["used"]
+
+
+@trio_test
+async def test_creates_and_removals_of_one_volume_at_once_agree(tmp_path: Path) -> None:
+    async with volume_rig(tmp_path) as rig:
+        (rig.image / "data").mkdir()
+        (rig.image / "data" / "file").write_text("content")
+        containers: list[Container] = []
+
+        async def create() -> None:
+            containers.append(await rig.create(binds=["shared:/data"]))
+
+        async def remove() -> None:
+            with contextlib.suppress(Conflict):
+                await rig.volumes.remove("shared", force=True)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(create)
+                nursery.start_soon(remove)
+
+        assert rig.volumes.users("shared") == sorted(container.id for container in containers)
+        assert len(containers) == 4
+        assert (rig.data("shared") / "file").read_text() == "content"
+        for container in containers:
+            await rig.start(container)
 
 
 @trio_test
