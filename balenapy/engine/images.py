@@ -77,8 +77,28 @@ class Images:
         self._pruning = False
 
     def recover(self) -> None:
-        """Bring staged content to what the rows say. Blocks: for start."""
+        """Bring staged content to what the rows say, and tell which images are damaged. Blocks: for start."""
         self.content.recover()
+        for image_id in self.corrupt():
+            image = self.store.find(image_id)
+            labels = (image.labels or {}) if image is not None else {}
+            self._engine.events.publish("image", "corrupt", image_id, {**labels, "name": image_id})
+
+    def corrupt(self) -> dict[str, str]:
+        """Damaged images by ID, and what is wrong. Pulling one again heals it."""
+        damaged = {layer.chain_id for layer in self._engine.snapshots.corrupt()}
+        found = dict(self.store.unreadable)
+        for image in self.store.images() if damaged else ():
+            lost = [
+                layer.diff_id for layer in self._engine.snapshots.stack(image.chain_id) if layer.chain_id in damaged
+            ]
+            if lost:
+                found[image.image_id] = f"layer {', '.join(lost)} is damaged"
+        return found
+
+    def warnings(self) -> list[str]:
+        """What `/info` says of damaged images."""
+        return [f"WARNING: image {image_id} is damaged: {why}" for image_id, why in sorted(self.corrupt().items())]
 
     # --- by name
 
@@ -198,7 +218,7 @@ class Images:
 
     def _graph_driver(self, image: ImageRecord) -> dict[str, Any]:
         """The directories, as tools that look behind the API expect them."""
-        layers = self._engine.snapshots.chain(image.chain_id)
+        layers = self._engine.snapshots.stack(image.chain_id)
         if not layers:
             return {"Data": None, "Name": "overlay2"}
         top = layers[0].path
@@ -248,14 +268,14 @@ class Images:
         snapshots = self._engine.snapshots
         layers_size = sum(layer.size_bytes for layer in snapshots.layers())
         shown = [image for image in self.store.images() if image.references or not self.store.children(image.image_id)]
-        users = Counter(layer.chain_id for image in shown for layer in snapshots.chain(image.chain_id))
+        users = Counter(layer.chain_id for image in shown for layer in snapshots.stack(image.chain_id))
         rows = []
         for image in shown:
             row = self._row(image)
             if row.digests is None and row.tags is None:
                 row.digests, row.tags = ["<none>@<none>"], ["<none>:<none>"]
             row.shared_size = sum(
-                layer.size_bytes for layer in snapshots.chain(image.chain_id) if users[layer.chain_id] > 1
+                layer.size_bytes for layer in snapshots.stack(image.chain_id) if users[layer.chain_id] > 1
             )
             row.containers = len(self._engine.containers.using_image(image.image_id))
             rows.append(row)
@@ -329,12 +349,12 @@ class Images:
         snapshots = self._engine.snapshots
         users: Counter[str] = Counter()
         for image in self.store.images():
-            users.update(layer.chain_id for layer in snapshots.chain(image.chain_id))
+            users.update(layer.chain_id for layer in snapshots.stack(image.chain_id))
         for active in snapshots.active():
-            users.update(layer.chain_id for layer in snapshots.chain(active.parent))
+            users.update(layer.chain_id for layer in snapshots.stack(active.parent))
         released = {}
         for image in images:
-            chain = [layer.chain_id for layer in snapshots.chain(image.chain_id)]
+            chain = [layer.chain_id for layer in snapshots.stack(image.chain_id)]
             users.subtract(chain)
             released[image.image_id] = [chain_id for chain_id in chain if users[chain_id] == 0]
         return released

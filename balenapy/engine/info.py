@@ -135,7 +135,7 @@ class Info:
             "RuncCommit": {"ID": self._runc_version, "Expected": self._runc_version},
             "InitCommit": {"ID": "", "Expected": ""},
             "SecurityOptions": [f"name=seccomp,profile={config.seccomp_profile or 'default'}"],
-            "Warnings": [*_api_warnings(config), *machine.warnings()] or None,
+            "Warnings": [*_api_warnings(config), *machine.warnings(), *engine.images.warnings()] or None,
         }
 
     async def disk_usage(self) -> dict[str, Any]:

@@ -51,7 +51,7 @@ from balenapy.registry.http import RetryBudget
 from balenapy.stores import leases
 from balenapy.stores.content import Ingest, NoSpace
 from balenapy.stores.images import Document, ImageRecord, ReferenceRecord, digest_reference, insert_documents
-from balenapy.stores.snapshots import Layer
+from balenapy.stores.snapshots import Layer, has_layer
 
 if TYPE_CHECKING:
     from balenapy.engine.engine import Engine
@@ -308,12 +308,16 @@ class _Pull:
         image_id = str(resolved.manifest.config.digest)
         async with self._pulls.working(self._lease):
             image = self._images.find(image_id)
-            if image is None:
+            if image is None or not self._is_whole(image):
                 config = await self._fetch_config(resolved.manifest)
                 image = await self._fetch_image(resolved, config)
             newer = await self._commit(resolved, image)
         self._lines.message(f"Digest: {resolved.digest}")
         return newer
+
+    def _is_whole(self, image: ImageRecord) -> bool:
+        """Whether all its layers are there: pulling heals an image that has lost one."""
+        return all(self._has(str(chain_id)) for chain_id in image.config.chain_ids)
 
     async def _resolve(self) -> _Resolved:
         """Find the manifest for the platform. The first line goes out when the registry has answered."""
@@ -400,10 +404,7 @@ class _Pull:
 
         def begin(connection: sqlite3.Connection) -> set[int]:
             durable.step("begin pull")
-            known = [
-                connection.execute("SELECT 1 FROM snapshot WHERE chain_id = ?", (chain_id,)).fetchone() is not None
-                for chain_id in chain_ids
-            ]
+            known = [has_layer(connection, chain_id) for chain_id in chain_ids]
             items = [("document", document.digest) for document in documents]
             items += [("chain", chain_id) for chain_id, here in zip(chain_ids, known, strict=True) if here]
             leases.hold(connection, self._lease, now_ns, items)
@@ -567,10 +568,10 @@ class _LayerPull:
             return False
 
         def hold(connection: sqlite3.Connection) -> bool:
-            here = connection.execute("SELECT 1 FROM snapshot WHERE chain_id = ?", (self._chain_id,)).fetchone()
-            if here is not None:
+            here = has_layer(connection, self._chain_id)
+            if here:
                 leases.hold(connection, self._pull.lease, time.time_ns(), [("chain", self._chain_id)])
-            return here is not None
+            return here
 
         return await self._engine.db.transaction(hold)
 

@@ -100,7 +100,7 @@ def sweep_rows(connection: sqlite3.Connection, pins: Iterable[str], now_ns: int)
     kept = reachable(roots, edges(connection))
     chain_ids = [
         chain_id
-        for (chain_id,) in connection.execute("SELECT chain_id FROM snapshot WHERE kind = 'committed'")
+        for (chain_id,) in connection.execute("SELECT chain_id FROM snapshot WHERE kind != 'active'")
         if ("chain", chain_id) not in kept
     ]
     documents = [

@@ -47,10 +47,11 @@ MIGRATIONS: tuple[str, ...] = (
         image_manifest TEXT NOT NULL DEFAULT ''  -- digest of the manifest for our platform
     ) WITHOUT ROWID;
 
-    -- A snapshot directory is committed (has a chain_id) or active (has a key, the container's id).
+    -- A snapshot directory is committed (has a chain_id) or active (has a key, the container's id). A committed one
+    -- that was found damaged is corrupt: its directory lies in quarantine until the layer is fetched again.
     CREATE TABLE snapshot(
         directory TEXT PRIMARY KEY,
-        kind TEXT NOT NULL CHECK(kind IN ('committed', 'active')),
+        kind TEXT NOT NULL CHECK(kind IN ('committed', 'active', 'corrupt')),
         chain_id TEXT UNIQUE,
         key TEXT UNIQUE,
         parent TEXT NOT NULL DEFAULT '',    -- chain_id

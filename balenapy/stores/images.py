@@ -19,6 +19,7 @@ from balenapy.core.reference import Reference, parse_reference
 from balenapy.errors import EngineError, SystemFailure
 from balenapy.linux import durable
 from balenapy.stores.db import Database
+from balenapy.stores.snapshots import has_layer
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +179,7 @@ class ImageStore:
         def insert(connection: sqlite3.Connection) -> None:
             durable.step("add image")
             chain_id = image.chain_id
-            if chain_id and not connection.execute("SELECT 1 FROM snapshot WHERE chain_id=?", (chain_id,)).fetchone():
+            if chain_id and not has_layer(connection, chain_id):
                 raise SystemFailure(f"layer does not exist: {chain_id}")
             insert_documents(connection, papers)
             connection.execute(
@@ -193,6 +194,7 @@ class ImageStore:
 
         def apply(_: None) -> None:
             if image.image_id not in self._images:
+                self.unreadable.pop(image.image_id, None)
                 image.references.clear()
                 self._images[image.image_id] = image
             for record in named:
@@ -262,9 +264,10 @@ class ImageStore:
 
 
 def insert_documents(connection: sqlite3.Connection, documents: Iterable[Document]) -> None:
-    """Write documents; one that exists has the same bytes, for it has the same digest."""
+    """Write documents. One that exists has the same bytes, for it has the same digest, unless it was damaged."""
     connection.executemany(
-        "INSERT OR IGNORE INTO document(digest, media_type, bytes) VALUES(?, ?, ?)",
+        "INSERT INTO document(digest, media_type, bytes) VALUES(?, ?, ?) ON CONFLICT(digest) DO UPDATE "
+        "SET media_type = excluded.media_type, bytes = excluded.bytes WHERE bytes IS NOT excluded.bytes",
         [(document.digest, document.media_type, document.raw) for document in documents],
     )
 

@@ -9,6 +9,8 @@ container's writable layer, named by its key). Each is a directory with a random
     snapshots/<random>/tar-split.zst    committed: rebuilds the layer's exact tar
 
 The row makes it a snapshot. A directory without a row is unfinished or abandoned and goes to the trash at start.
+A layer that is damaged is put aside into `quarantine/`, never deleted; its row stays, as *corrupt*, so that the layers
+below are kept, and gives way when the layer is committed anew.
 
 Journey of a layer: `new_directory`, unpack into it and sync it (the worker does), `commit` in one transaction,
 or `discard`. Journey of a container: `prepare`, `mounts`, `remove`.
@@ -23,13 +25,13 @@ import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import trio
 
-from balenapy.errors import Conflict, NotFound, SystemFailure
+from balenapy.errors import Conflict, DataLoss, NotFound, SystemFailure
 from balenapy.linux import durable, syscalls
 from balenapy.stores.db import Database
 from balenapy.stores.trash import Trash
@@ -100,11 +102,13 @@ class Snapshots:
         """
         self._db = db
         self._root = data_root / "snapshots"
+        self._quarantine = data_root / "quarantine"
         self._views = exec_root / "views"
         self._limiter = limiter
         self.trash = Trash(data_root / "trash", limiter)
         self._root.mkdir(mode=0o710, parents=True, exist_ok=True)
         self._layers: dict[str, Layer] = {}
+        self._corrupt: dict[str, Layer] = {}
         self._active: dict[str, ActiveSnapshot] = {}
         self._pins: Counter[str] = Counter()  # chain_ids that somebody reads at the moment
         self._unfinished: set[str] = set()  # directories without a row that somebody is writing
@@ -115,13 +119,18 @@ class Snapshots:
             "SELECT directory, kind, chain_id, key, parent, diff_id, size_bytes, disk_bytes FROM snapshot"
         )
         for directory, kind, chain_id, key, parent, diff_id, size_bytes, disk_bytes in rows:
-            path = self._root / str(directory)
             if kind == "active":
-                self._active[str(key)] = ActiveSnapshot(path, str(key), str(parent))
-            else:
-                self._layers[str(chain_id)] = Layer(
-                    path, str(chain_id), str(parent), str(diff_id), int(str(size_bytes)), int(str(disk_bytes))
-                )
+                self._active[str(key)] = ActiveSnapshot(self._root / str(directory), str(key), str(parent))
+                continue
+            root, layers = (self._quarantine, self._corrupt) if kind == "corrupt" else (self._root, self._layers)
+            layers[str(chain_id)] = Layer(
+                root / str(directory),
+                str(chain_id),
+                str(parent),
+                str(diff_id),
+                int(str(size_bytes)),
+                int(str(disk_bytes)),
+            )
 
     # --- start
 
@@ -143,9 +152,29 @@ class Snapshots:
         for active in self._active.values():
             if _make_active(active):
                 log.warning("writable layer was missing and is empty now key=%s path=%s", active.key, active.path)
-        for layer in self._layers.values():
+        for layer in list(self._layers.values()):
             if not layer.diff.is_dir():
-                log.error("layer is missing on disk chain_id=%s path=%s", layer.chain_id, layer.path)
+                self.quarantine_nowait(layer, "its files are missing")
+
+    def quarantine_nowait(self, layer: Layer, why: str) -> None:
+        """Put a damaged layer aside: nothing mounts it any more, the next pull of its image replaces it. Blocks."""
+        log.error("layer is damaged chain_id=%s path=%s error=%s", layer.chain_id, layer.path, why)
+
+        def mark(connection: sqlite3.Connection) -> None:
+            durable.step("quarantine layer")
+            connection.execute(
+                "UPDATE snapshot SET kind = 'corrupt' WHERE chain_id = ? AND kind = 'committed'", (layer.chain_id,)
+            )
+
+        self._db.transaction_nowait(mark)
+        self._quarantine.mkdir(mode=0o700, exist_ok=True)
+        aside = self._quarantine / layer.path.name
+        try:
+            durable.replace(layer.path, aside)
+        except FileNotFoundError:
+            pass
+        del self._layers[layer.chain_id]
+        self._corrupt[layer.chain_id] = replace(layer, path=aside)
 
     def _unmount_views(self) -> None:
         self._views.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -163,20 +192,37 @@ class Snapshots:
     def chain(self, chain_id: str) -> tuple[Layer, ...]:
         """The layers of a stack, top first; empty for "".
 
-        Raises: SystemFailure, when a layer is not there.
+        Raises: SystemFailure, when a layer is not there or is damaged.
         """
         layers = []
         while chain_id:
             layer = self._layers.get(chain_id)
             if layer is None:
-                raise SystemFailure(f"layer does not exist: {chain_id}")
+                raise self._absent(chain_id)
             layers.append(layer)
             chain_id = layer.parent
         return tuple(layers)
 
+    def _absent(self, chain_id: str) -> SystemFailure:
+        if chain_id in self._corrupt:
+            return DataLoss(f"layer is damaged, pull its image again: {chain_id}")
+        return SystemFailure(f"layer does not exist: {chain_id}")
+
+    def stack(self, chain_id: str) -> tuple[Layer, ...]:
+        """Like `chain`, but with damaged layers and as far down as is known: for accounting."""
+        layers = []
+        while layer := self._layers.get(chain_id) or self._corrupt.get(chain_id):
+            layers.append(layer)
+            chain_id = layer.parent
+        return tuple(layers)
+
+    def corrupt(self) -> tuple[Layer, ...]:
+        """Layers in quarantine."""
+        return tuple(self._corrupt.values())
+
     def size_bytes(self, chain_id: str) -> int:
         """Sum of the layers' diffs: what the API calls the size of an image."""
-        return sum(layer.size_bytes for layer in self.chain(chain_id))
+        return sum(layer.size_bytes for layer in self.stack(chain_id))
 
     def layers(self) -> Iterator[Layer]:
         return iter(self._layers.values())
@@ -219,6 +265,7 @@ class Snapshots:
         def insert(connection: sqlite3.Connection) -> None:
             durable.step("commit layer")
             self._check_parent(connection, layer.parent)
+            connection.execute("DELETE FROM snapshot WHERE chain_id = ? AND kind = 'corrupt'", (layer.chain_id,))
             try:
                 connection.execute(
                     "INSERT INTO snapshot(directory, kind, chain_id, parent, diff_id, size_bytes, disk_bytes) "
@@ -239,15 +286,17 @@ class Snapshots:
 
         def apply(_: None) -> None:
             self._layers[layer.chain_id] = layer
+            healed = self._corrupt.pop(layer.chain_id, None)
+            if healed is not None:
+                log.warning("layer is whole again chain_id=%s damaged_one=%s", layer.chain_id, healed.path)
             self._unfinished.discard(layer.path.name)
 
         await self._db.change(insert, apply)
 
-    @staticmethod
-    def _check_parent(connection: sqlite3.Connection, chain_id: str) -> None:
+    def _check_parent(self, connection: sqlite3.Connection, chain_id: str) -> None:
         """A collection may have come between the caller's look at the records and this transaction."""
-        if chain_id and not connection.execute("SELECT 1 FROM snapshot WHERE chain_id = ?", (chain_id,)).fetchone():
-            raise SystemFailure(f"layer does not exist: {chain_id}")
+        if chain_id and not has_layer(connection, chain_id):
+            raise self._absent(chain_id)
 
     # --- containers' layers
 
@@ -381,7 +430,18 @@ class Snapshots:
 
     def forget(self, chain_ids: list[str]) -> list[Layer]:
         """Drop the records of layers whose rows a collection deleted; their directories are the caller's."""
-        return [self._layers.pop(chain_id) for chain_id in chain_ids if chain_id in self._layers]
+        return [
+            layers.pop(chain_id)
+            for layers in (self._layers, self._corrupt)
+            for chain_id in chain_ids
+            if chain_id in layers
+        ]
+
+
+def has_layer(connection: sqlite3.Connection, chain_id: str) -> bool:
+    """Whether a layer is there and whole. Inside a transaction."""
+    row = connection.execute("SELECT 1 FROM snapshot WHERE chain_id = ? AND kind = 'committed'", (chain_id,))
+    return row.fetchone() is not None
 
 
 def _make_active(active: ActiveSnapshot) -> bool:
