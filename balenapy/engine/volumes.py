@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import shutil
 import socket
 import stat
 import time
@@ -516,7 +515,7 @@ def _is_empty(directory: Path) -> bool:
     try:
         for name in os.listdir(directory.parent):
             if name.startswith("filling-"):  # a power cut ended that
-                shutil.rmtree(directory.parent / name, ignore_errors=True)
+                durable.remove_tree(directory.parent / name)
         return not os.listdir(directory)
     except FileNotFoundError:
         directory.mkdir(mode=0o755, parents=True)
