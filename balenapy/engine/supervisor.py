@@ -751,7 +751,6 @@ class Supervisors:
             await self._engine.logs.flush()
         if scope.cancelled_caught:
             log.warning("starts or logs were cut off by the shutdown")
-        self._watcher.close()
 
 
 def _stop_signal(container: Container) -> int:

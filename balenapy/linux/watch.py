@@ -31,16 +31,21 @@ class DirectoryWatcher:
         self._callbacks: dict[int, OnChange] = {}
 
     async def serve(self) -> None:
-        """Deliver events until cancelled."""
+        """Deliver events until cancelled; then nothing is watched any more."""
         fd = self._open()
-        while True:
-            await trio.lowlevel.wait_readable(fd)
-            try:
-                data = os.read(fd, 64 << 10)
-            except BlockingIOError:
-                continue
-            self._deliver(data)
-            await trio.sleep(ROUND_S)
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(fd)
+                try:
+                    data = os.read(fd, 64 << 10)
+                except BlockingIOError:
+                    continue
+                self._deliver(data)
+                await trio.sleep(ROUND_S)
+        finally:
+            os.close(fd)
+            self._fd = -1
+            self._callbacks.clear()
 
     def watch(self, directory: Path, on_change: OnChange) -> int:
         """Begin; the number is for `unwatch`. Raises: SystemFailure."""
@@ -54,12 +59,6 @@ class DirectoryWatcher:
     def unwatch(self, number: int) -> None:
         if self._callbacks.pop(number, None) is not None:
             syscalls.inotify_rm_watch(self._fd, number)
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd = -1
-        self._callbacks.clear()
 
     def _open(self) -> int:
         if self._fd < 0:

@@ -30,7 +30,6 @@ async def test_writing_making_and_replacing_a_file_are_told_and_nothing_after_un
             while True:
                 seen.append(await receive.receive())
         nursery.cancel_scope.cancel()
-    watcher.close()
 
     assert seen[0] == "log"
     assert "other" not in seen
