@@ -25,6 +25,7 @@ $(STAMP): setup.cfg pyproject.toml .ci/constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r .ci/constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
 	  --config-settings editable_mode=compat -e .
+	$(BIN)/python -m compileall -q balenapy delta
 	touch $@
 
 deps: ## Debian packages the engine and the demonstration use
@@ -36,7 +37,8 @@ deps-test: ## Debian packages only the tests use
 run: venv deps ## the engine in the foreground, on the default sockets
 	$(BIN)/balenapyd
 
-bench: venv deps deps-test
+bench: venv deps deps-test ## side by side with dockerd where that is installed
+	$(BIN)/python -m compileall -q balenapy delta
 	$(BIN)/python -m tests.bench
 
 constraints: venv ## remake .ci/constraints.txt from setup.cfg (needs the package index)

@@ -1,9 +1,7 @@
 """Builds every object, owns the root nursery: start order, signals, reload, the service manager, a clean stop.
 
-    root nursery (`_main`)
-      signals, watchdog
-      api: one task a connection                     cancelled first, after a grace period
-      engine nursery: supervisors, collector, trash  cancelled last; containers stay
+    engine nursery: supervisors, collector, trash, watchdog    cancelled last; containers stay
+      front nursery: one task a connection                     cancelled first, after a grace period
 
 Start order (ARCHITECTURE, journey e): lock the data root; database; records; containers and networks brought to what
 the rows say; serve; READY=1; then, in the background, what restart policies want and the emptying of the trash.
@@ -35,7 +33,7 @@ from balenapy.stores.db import Database
 
 log = logging.getLogger(__name__)
 
-STOP_GRACE_S = 2.0  # requests under way at SIGTERM may end in this time
+STOP_GRACE_S = 1.0  # requests under way at SIGTERM may end in this time
 THREAD_STACK_BYTES = 256 * 1024
 M_ARENA_MAX = -8  # glibc malloc.h
 LOG_LEVELS = {
@@ -158,8 +156,8 @@ async def _main(config: Config) -> None:
                 engine = _build(config, db, engine_nursery)
                 await _restore(engine)
                 app = create_app(engine)
+                engine_nursery.start_soon(_watchdog)
                 async with trio.open_nursery() as front:
-                    front.start_soon(_watchdog)
                     await front.start(server.serve, app, listeners)
                     gc.collect()
                     gc.freeze()
@@ -170,8 +168,8 @@ async def _main(config: Config) -> None:
                     systemd.notify("STOPPING=1")
                     log.info("stopping: containers stay as they are")
                     server.stop_accepting(listeners)
-                    await trio.lowlevel.checkpoint()
-                    front.cancel_scope.cancel()
+                    # `serve` ends when the last busy connection does, or here.
+                    front.cancel_scope.deadline = trio.current_time() + STOP_GRACE_S
                 await engine.supervisors.shutdown()
                 engine_nursery.cancel_scope.cancel()
         finally:
@@ -227,6 +225,7 @@ def _start_background(engine: Engine) -> None:
     engine.nursery.start_soon(engine.supervisors.start_wanted)
     engine.nursery.start_soon(engine.snapshots.trash.serve)
     engine.nursery.start_soon(engine.images.collector.serve)
+    engine.nursery.start_soon(engine.db.serve)
 
 
 @contextmanager
