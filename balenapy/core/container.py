@@ -19,6 +19,8 @@ from balenapy.core.wire import Empty, flag, number, optional, struct, text, word
 
 @dataclass(slots=True)
 class HealthConfig:
+    """How health is checked."""
+
     GO: ClassVar[str] = "container.HealthConfig"
     test: list[str] | None = optional("Test", omit=True)
     interval: int = number("Interval", omit=True, go="time.Duration")  # nanoseconds, as the next two
@@ -29,6 +31,8 @@ class HealthConfig:
 
 @dataclass(slots=True)
 class ContainerConfig:
+    """What of a container is portable: the image gives the rest."""
+
     GO: ClassVar[str] = "container.Config"
     hostname: str = text("Hostname")
     domainname: str = text("Domainname")
@@ -62,6 +66,8 @@ class ContainerConfig:
 
 @dataclass(slots=True)
 class LogConfig:
+    """Log driver and its options."""
+
     GO: ClassVar[str] = "container.LogConfig"
     type: str = text("Type")
     config: dict[str, str] | None = optional("Config")
@@ -69,6 +75,8 @@ class LogConfig:
 
 @dataclass(slots=True)
 class PortBinding:
+    """Where a port of the container is published."""
+
     GO: ClassVar[str] = "nat.PortBinding"
     host_ip: str = text("HostIp")
     host_port: str = text("HostPort")
@@ -76,6 +84,8 @@ class PortBinding:
 
 @dataclass(slots=True)
 class RestartPolicy:
+    """Whether it runs again after an exit."""
+
     GO: ClassVar[str] = "container.RestartPolicy"
     name: str = text("Name")
     maximum_retry_count: int = number("MaximumRetryCount", go="int")
@@ -83,6 +93,8 @@ class RestartPolicy:
 
 @dataclass(slots=True)
 class WeightDevice:
+    """Block I/O weight of one device."""
+
     GO: ClassVar[str] = "blkiodev.WeightDevice"
     path: str = text("Path")
     weight: int = number("Weight", go="uint16")
@@ -90,6 +102,8 @@ class WeightDevice:
 
 @dataclass(slots=True)
 class ThrottleDevice:
+    """Block I/O limit of one device."""
+
     GO: ClassVar[str] = "blkiodev.ThrottleDevice"
     path: str = text("Path")
     rate: int = number("Rate", go="uint64")
@@ -97,6 +111,8 @@ class ThrottleDevice:
 
 @dataclass(slots=True)
 class DeviceMapping:
+    """A device of the host in the container."""
+
     GO: ClassVar[str] = "container.DeviceMapping"
     path_on_host: str = text("PathOnHost")
     path_in_container: str = text("PathInContainer")
@@ -105,6 +121,8 @@ class DeviceMapping:
 
 @dataclass(slots=True)
 class Ulimit:
+    """A resource limit; -1 is unlimited."""
+
     GO: ClassVar[str] = "units.Ulimit"
     name: str = text("Name")
     hard: int = number("Hard")
@@ -113,12 +131,16 @@ class Ulimit:
 
 @dataclass(slots=True)
 class BindOptions:
+    """Of an entry of Mounts."""
+
     GO: ClassVar[str] = "mount.BindOptions"
     propagation: str = text("Propagation", omit=True, go="mount.Propagation")
 
 
 @dataclass(slots=True)
 class VolumeDriver:
+    """Of an entry of Mounts."""
+
     GO: ClassVar[str] = "mount.Driver"
     name: str = text("Name", omit=True)
     options: dict[str, str] | None = optional("Options", omit=True)
@@ -126,6 +148,8 @@ class VolumeDriver:
 
 @dataclass(slots=True)
 class VolumeOptions:
+    """Of an entry of Mounts."""
+
     GO: ClassVar[str] = "mount.VolumeOptions"
     no_copy: bool = flag("NoCopy", omit=True)
     labels: dict[str, str] | None = optional("Labels", omit=True)
@@ -134,6 +158,8 @@ class VolumeOptions:
 
 @dataclass(slots=True)
 class TmpfsOptions:
+    """Of an entry of Mounts."""
+
     GO: ClassVar[str] = "mount.TmpfsOptions"
     size_bytes: int = number("SizeBytes", omit=True)
     mode: int = number("Mode", omit=True, go="uint32")
@@ -193,6 +219,8 @@ class Resources:
 
 @dataclass(slots=True)
 class HostConfig(Resources):
+    """What of a container belongs to this host."""
+
     GO: ClassVar[str] = "container.HostConfig"
     BASE_AFTER: ClassVar[str] = "isolation"
     binds: list[str] | None = optional("Binds")
@@ -259,6 +287,8 @@ class IPAMConfig:
 
 @dataclass(slots=True)
 class EndpointSettings:
+    """A container's attachment to one network: what was asked for, and what is in force."""
+
     GO: ClassVar[str] = "network.EndpointSettings"
     ipam_config: IPAMConfig | None = optional("IPAMConfig")
     links: list[str] | None = optional("Links")
@@ -277,6 +307,8 @@ class EndpointSettings:
 
 @dataclass(slots=True)
 class NetworkingConfig:
+    """Endpoints asked for at create, by network name."""
+
     GO: ClassVar[str] = "network.NetworkingConfig"
     endpoints_config: dict[str, EndpointSettings | None] | None = optional("EndpointsConfig")
 
@@ -298,6 +330,8 @@ class Status(Enum):
 
 @dataclass(slots=True)
 class HealthResult:
+    """One probe."""
+
     start_ns: int = number("Start")
     end_ns: int = number("End")
     exit_code: int = number("ExitCode")
@@ -306,6 +340,8 @@ class HealthResult:
 
 @dataclass(slots=True)
 class Health:
+    """What the probes say."""
+
     status: str = text("Status")  # starting, healthy, unhealthy
     failing_streak: int = number("FailingStreak")
     log: list[HealthResult] = struct("Log", list)
