@@ -80,7 +80,7 @@ def test_sighup_reloads_the_file_and_says_so_in_an_event(tmp_path: Path) -> None
         file.write_text('{"max-concurrent-downloads": 7, "labels": ["a=b"]}')
         os.kill(engine.pid, signal.SIGHUP)
         wait_until(lambda: "reloaded" in engine.log_text(), what="reload in the log")
-        answer = engine.request("GET", f"/events?since={before:.0f}&until={time.time() + 1:.0f}")
+        answer = engine.request("GET", f"/events?since={before:.3f}&until={time.time() + 0.5:.3f}")
         assert [line["Action"] for line in answer.lines] == ["reload"]
         assert engine.request("GET", "/info").json["Labels"] == ["a=b"]
 
