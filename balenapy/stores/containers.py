@@ -74,7 +74,7 @@ class ContainerStore:
         def update(connection: sqlite3.Connection) -> None:
             connection.execute("UPDATE container_state SET state = ? WHERE id = ?", (state, container.id))
 
-        await self._db.transaction(update)
+        await self._db.transaction(update, volatile=True)
 
     def erase(self, connection: sqlite3.Connection, container_id: str) -> None:
         """Delete the rows, inside somebody's transaction; `forget` follows when it is committed."""

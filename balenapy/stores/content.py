@@ -225,7 +225,7 @@ class Content:
         def apply(_: None) -> None:
             record.length, record.boot_id = length, self._boot_id
 
-        await self._db.change(update, apply)
+        await self._db.change(update, apply, volatile=True)
 
 
 class Ingest:

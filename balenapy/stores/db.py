@@ -3,22 +3,28 @@
 Rows are the truth; a file or directory that no row names is rubbish. Records live in memory as dataclasses,
 so reads after start never touch the file; a mutation is `await db.transaction(fn)`: one call in one
 thread, committed when it returns, rolled back when it raises, atomic for cancellation (a call that began always ends).
+
+One file is one file to lose: a standby copy (`meta.db.standby`) is made after changes and takes its place when it is
+damaged, missing or empty; what was damaged is renamed aside.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from enum import Enum
 from pathlib import Path
 from typing import TypeVar
 
 import trio
 
 from balenapy.errors import SystemFailure
+from balenapy.linux import durable
 
 log = logging.getLogger(__name__)
 
@@ -81,33 +87,84 @@ MIGRATIONS: tuple[str, ...] = (
 )
 
 
+# Every table, each read once at start: a name that is damaged in the schema shows there.
+TABLES = tuple(
+    line.split("(")[0].split()[-1] for script in MIGRATIONS for line in script.splitlines() if "CREATE TABLE" in line
+)
+SETTLE_S = 5.0
+COPY_INTERVAL_S = 900.0  # of an SD card's life: some hundred KiB each
+# An error that another file would meet as well. Everything else is taken for damage.
+NOT_THE_FILES_FAULT = frozenset(
+    (
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PERM,
+    )
+)
+
+
+class Origin(Enum):
+    """Where the records come from. STANDBY: some are old. LOST: there were some. NEW: there were none, or a file
+    went that nobody knows of."""
+
+    KEPT = "kept"
+    NEW = "new"
+    STANDBY = "standby"
+    LOST = "lost"
+
+
 class Database:
     """The one connection to `meta.db`. Opened before Trio runs; used only through `transaction` afterwards."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: Path, origin: Origin = Origin.KEPT) -> None:
+        self.origin = origin
+        self._path = path
         self._connection = connection
         self._limiter = trio.CapacityLimiter(1)
         self._order = trio.Lock()
+        self._changed = trio.Event()  # something worth a copy was committed
+        self._is_stale = origin is not Origin.KEPT or not standby_of(path).exists()
+        if self._is_stale:
+            self._changed.set()
 
     @classmethod
     def open(cls, path: Path) -> Database:
         """Open or create, check and migrate the database.
 
-        A file that SQLite cannot use is renamed aside (`.broken-<time>`), never deleted, and a new one is begun.
+        A file that SQLite cannot use is renamed aside (`.broken-<time>`), never deleted, and the standby copy takes
+        its place; so it does when the file is missing or empty. Without a copy a new one is begun.
 
         Raises: SystemFailure, when the file cannot be opened at all or is of a newer version.
         """
-        try:
-            return cls(_open(path))
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise SystemFailure(f"cannot open {path}: {error}") from error
-            aside = f"{path}.broken-{time.time_ns()}"
-            log.error("database is damaged path=%s error=%s renamed_to=%s", path, error, aside)
-            for suffix in ("", "-wal", "-shm"):
-                if os.path.exists(f"{path}{suffix}"):
-                    os.replace(f"{path}{suffix}", f"{aside}{suffix}")
-            return cls(_open(path))
+        is_there = path.exists() and path.stat().st_size > 0
+        standby = standby_of(path)
+        if is_there or not standby.exists():
+            try:
+                return cls(_open(path), path, Origin.KEPT if is_there else Origin.NEW)
+            except _Newer as newer:
+                # Written by a newer engine, or one bit has flipped: the copy knows.
+                if not standby.exists() or _version_of(standby) > len(MIGRATIONS):
+                    raise SystemFailure(str(newer)) from newer
+                log.error("database is damaged path=%s error=%s", path, newer)
+            except _Damaged as damage:
+                log.error("database is damaged path=%s error=%s", path, damage)
+        else:
+            log.error("database is missing path=%s", path)
+        _put_aside(path)
+        if standby.exists():
+            try:
+                durable.write_file(path, standby.read_bytes())
+                database = cls(_open(path), path, Origin.STANDBY)
+                log.error("database was replaced by its standby copy path=%s", path)
+                return database
+            except _Damaged as damage:
+                log.error("the standby copy is damaged too path=%s error=%s", standby, damage)
+                _put_aside(path)
+        return cls(_open(path), path, Origin.LOST)
 
     def query(self, sql: str, parameters: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
         """Read rows synchronously: for start only, before requests are served."""
@@ -115,6 +172,10 @@ class Database:
 
     def transaction_nowait(self, fn: Callable[[sqlite3.Connection], T]) -> T:
         """`transaction` in the calling thread: for start and for tests."""
+        self._is_stale = True
+        return self._run(fn)
+
+    def _run(self, fn: Callable[[sqlite3.Connection], T]) -> T:
         connection = self._connection
         try:
             connection.execute("BEGIN IMMEDIATE")
@@ -130,20 +191,28 @@ class Database:
                 connection.execute("ROLLBACK")
             raise SystemFailure(f"database: {error}") from error
 
-    async def transaction(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+    async def transaction(self, fn: Callable[[sqlite3.Connection], T], *, volatile: bool = False) -> T:
         """Run `fn(connection)` in one durable transaction and return its result.
 
+        Args:
+            volatile: what it writes changes again soon (a state, a position): not worth a new standby copy.
         Cancellation: before it starts, nothing happened; once started it always commits and returns.
         """
-        return await trio.to_thread.run_sync(self.transaction_nowait, fn, limiter=self._limiter)
+        result = await trio.to_thread.run_sync(self._run, fn, limiter=self._limiter)
+        if not volatile:
+            self._is_stale = True
+            self._changed.set()
+        return result
 
-    async def change(self, fn: Callable[[sqlite3.Connection], T], apply: Callable[[T], None]) -> T:
+    async def change(
+        self, fn: Callable[[sqlite3.Connection], T], apply: Callable[[T], None], *, volatile: bool = False
+    ) -> T:
         """`transaction(fn)`, then `apply(result)` to the records in memory, in the order of the commits.
 
         Without it two tasks may wake in the other order than their transactions committed (Trio shuffles).
         """
         async with self._order:
-            result = await self.transaction(fn)
+            result = await self.transaction(fn, volatile=volatile)
             apply(result)
             return result
 
@@ -153,11 +222,89 @@ class Database:
         async with self._order:
             yield
 
+    # --- the standby copy
+
+    async def serve(self) -> None:
+        """Keep the log short and the standby copy young, until cancelled.
+
+        Soon after a change the log is folded into the file, so that a damaged log costs no more than states; the
+        copy follows, at most once in COPY_INTERVAL_S.
+        """
+        copied_at = -math.inf
+        while True:
+            with trio.move_on_at(copied_at + COPY_INTERVAL_S if self._is_stale else math.inf):
+                await self._changed.wait()
+            await trio.sleep(SETTLE_S)  # changes come in groups
+            self._changed = trio.Event()
+            try:
+                await trio.to_thread.run_sync(self._checkpoint, limiter=self._limiter)
+                if self._is_stale and trio.current_time() >= copied_at + COPY_INTERVAL_S:
+                    copied_at = trio.current_time()
+                    await trio.to_thread.run_sync(self._copy, limiter=self._limiter)
+            except (sqlite3.Error, OSError) as error:  # a full disk passes
+                log.warning("no standby copy of the database error=%s", error)
+
+    def _checkpoint(self) -> None:
+        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def _copy(self) -> None:
+        standby = standby_of(self._path)
+        fresh = standby.with_name(f".{standby.name}")
+        fresh.unlink(missing_ok=True)
+        self._is_stale = False
+        try:
+            self._connection.execute("VACUUM INTO ?", (str(fresh),))
+            fd = os.open(fresh, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                os.fchmod(fd, 0o600)
+                durable.sync_file(fd)
+            finally:
+                os.close(fd)
+            durable.replace(fresh, standby)
+        except BaseException:
+            self._is_stale = True
+            raise
+
     def close(self) -> None:
+        """Close; a copy that is behind is made now."""
+        if self._is_stale:
+            try:
+                self._copy()
+            except (sqlite3.Error, OSError) as error:
+                log.warning("no standby copy of the database error=%s", error)
         self._connection.close()
 
 
+def standby_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.standby")
+
+
+def _put_aside(path: Path) -> None:
+    """Rename a database and what belongs to it; nothing is deleted."""
+    aside = f"{path}.broken-{time.time_ns()}"
+    for suffix in ("", "-wal", "-shm"):
+        source = Path(f"{path}{suffix}")
+        if source.exists():
+            durable.replace(source, Path(f"{aside}{suffix}"))
+            log.error("renamed path=%s to=%s", source, f"{aside}{suffix}")
+
+
+class _Damaged(Exception):
+    """The file is not, or no longer, our database."""
+
+
+class _Newer(_Damaged):
+    """The file says that a newer engine wrote it."""
+
+
+def _version_of(path: Path) -> int:
+    """The version in a database file's header: bytes 60 to 63 (SQLite file format, 1.3)."""
+    with path.open("rb") as file:
+        return int.from_bytes(file.read(64)[60:64], "big")
+
+
 def _open(path: Path) -> sqlite3.Connection:
+    """Raises: _Damaged; SystemFailure, when the fault is not the file's."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
     try:
         connection.execute("PRAGMA locking_mode=EXCLUSIVE")
@@ -167,12 +314,19 @@ def _open(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA foreign_keys=OFF")
         (result,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if result != "ok":
-            raise sqlite3.DatabaseError(result)
+            raise _Damaged(result)
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version > len(MIGRATIONS):
-            raise SystemFailure(f"{path} is of version {version}, this engine knows up to {len(MIGRATIONS)}")
+        if not 0 <= version <= len(MIGRATIONS):
+            raise _Newer(f"{path} is of version {version}, this engine knows up to {len(MIGRATIONS)}")
         for number in range(version, len(MIGRATIONS)):
             connection.executescript(f"BEGIN; {MIGRATIONS[number]}; PRAGMA user_version={number + 1}; COMMIT;")
+        for table in TABLES:
+            connection.execute(f"SELECT * FROM {table} LIMIT 1").fetchall()
+    except sqlite3.Error as error:
+        connection.close()
+        if error.sqlite_errorcode & 0xFF in NOT_THE_FILES_FAULT:
+            raise SystemFailure(f"cannot open {path}: {error}") from error
+        raise _Damaged(str(error)) from error
     except BaseException:
         connection.close()
         raise
