@@ -13,7 +13,9 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ import trio
 import balenapy
 from balenapy import errors
 from balenapy.errors import EngineError, SystemFailure
+from balenapy.linux.cgroups import Cgroups
 
 if TYPE_CHECKING:
     from balenapy.engine.engine import Engine
@@ -32,14 +35,14 @@ Feed = Callable[[trio.abc.SendStream], Awaitable[None]]
 Drain = Callable[[trio.abc.ReceiveStream], Awaitable[None]]
 
 MAX_AT_ONCE = 2  # each takes a core and tens of megabytes
+MEMORY_SHARE = 4  # a worker may have a quarter of the machine's, within these bounds:
+MEMORY_MIN_BYTES, MEMORY_MAX_BYTES = 128 << 20, 512 << 20
 REPORT_MAX_BYTES = 16 << 20  # a report is a few hundred bytes; a list of changed paths may be long
 STDERR_MAX_BYTES = 16 << 10  # the last words of a worker that crashed
 REAP_TIMEOUT_S = 10  # a killed process may sit in one uninterruptible write; longer is worth a log line
 
 KINDS: dict[str, type[EngineError]] = {
-    name: kind
-    for name, kind in vars(errors).items()
-    if isinstance(kind, type) and issubclass(kind, EngineError)
+    name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, EngineError)
 }
 
 
@@ -55,6 +58,7 @@ class Workers:
         self._fed = trio.CapacityLimiter(at_once)
         self._unfed = trio.CapacityLimiter(at_once)
         self._python = python_command()
+        self._memory = MemoryBound.find(engine.config.cgroup_parent)
 
     async def run(
         self, verb: str, args: Mapping[str, object], *, feed: Feed | None = None, drain: Drain | None = None
@@ -76,7 +80,18 @@ class Workers:
     async def _run(
         self, verb: str, args: Mapping[str, object], feed: Feed | None, drain: Drain | None
     ) -> dict[str, Any]:
-        worker = _Worker([*self._python, verb], args, output=drain is not None)
+        with self._memory.share() as environment:
+            return await self._run_within(environment, [*self._python, verb], args, feed, drain)
+
+    async def _run_within(
+        self,
+        environment: Mapping[str, str],
+        command: list[str],
+        args: Mapping[str, object],
+        feed: Feed | None,
+        drain: Drain | None,
+    ) -> dict[str, Any]:
+        worker = _Worker(command, args, environment, output=drain is not None)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(worker.read_report)
@@ -93,10 +108,78 @@ class Workers:
         return worker.result()
 
 
+@dataclass(slots=True)
+class MemoryBound:
+    """How much memory a worker may take, and the cgroups in which that includes the files it writes.
+
+    A worker makes its cgroup and joins it (worker/process), which is off our event loop; we remove it. The names are
+    few and always the same, so the next daemon can remove those that a killed one left behind.
+    """
+
+    limit_bytes: int
+    parent: Path | None  # where cgroups are made; None: there is no memory controller
+    limit_file: str
+    _free: list[int]
+    _worked: bool | None = None  # whether a worker ever got its cgroup
+
+    @classmethod
+    def find(cls, cgroup_parent: str) -> MemoryBound:
+        """Read what the machine has."""
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        limit = max(MEMORY_MIN_BYTES, min(MEMORY_MAX_BYTES, total // MEMORY_SHARE))
+        hierarchy = Cgroups.read().controller_mount("memory")
+        names = list(range(2 * MAX_AT_ONCE))
+        if hierarchy is None:
+            return cls(limit, None, "", names)
+        parent = hierarchy.mount / cgroup_parent.strip("/")
+        for number in names:
+            try:
+                _cgroup(parent, number).rmdir()
+            except OSError:
+                continue  # none, or of another daemon
+        return cls(limit, parent, "memory.limit_in_bytes" if hierarchy.version == 1 else "memory.max", names)
+
+    @contextmanager
+    def share(self) -> Iterator[dict[str, str]]:
+        """The environment that tells one worker its bounds; its cgroup is removed in the end."""
+        environment = {"BALENAPY_MEMORY": str(self.limit_bytes * 3 // 4)}  # so that it fails before the kernel kills
+        if self.parent is None:
+            yield environment
+            self._note(False)
+            return
+        number = self._free.pop(0)
+        directory = _cgroup(self.parent, number)
+        environment["BALENAPY_CGROUP"] = str(directory)
+        environment["BALENAPY_CGROUP_LIMIT"] = f"{self.limit_file}={self.limit_bytes}"
+        try:
+            yield environment
+        finally:
+            self._free.append(number)
+            try:
+                directory.rmdir()
+            except FileNotFoundError:
+                self._note(False)
+            except OSError as error:
+                log.debug("worker's cgroup stays path=%s error=%s", directory, error)
+            else:
+                self._note(True)
+
+    def _note(self, worked: bool) -> None:
+        if self._worked is None and not worked:
+            log.info("workers have no memory cgroup: the page cache of what they write is not bounded")
+        self._worked = self._worked or worked
+
+
+def _cgroup(parent: Path, number: int) -> Path:
+    return parent / f"balenapy-worker-{number}"
+
+
 class _Worker:
     """One process, with its pipes."""
 
-    def __init__(self, command: list[str], args: Mapping[str, object], *, output: bool) -> None:
+    def __init__(
+        self, command: list[str], args: Mapping[str, object], environment: Mapping[str, str], *, output: bool
+    ) -> None:
         self.verb = command[-1]
         self._output: trio.lowlevel.FdStream | None = None
         pass_fds: tuple[int, ...] = ()
@@ -115,7 +198,7 @@ class _Worker:
                 stderr=subprocess.PIPE,
                 pass_fds=pass_fds,
                 cwd="/",
-                env={"PATH": os.defpath, "BALENAPY_PARENT": str(os.getpid())},
+                env={"PATH": os.defpath, "BALENAPY_PARENT": str(os.getpid()), **environment},
             )
         except OSError as error:
             raise SystemFailure(f"cannot start a worker: {error}") from error

@@ -50,9 +50,7 @@ def _open_directory(root: bytes, path: bytes, role: str) -> int:
     try:
         return syscalls.open_in_root(root, path, _DIRECTORY)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise NotFound(
-            f"copy: {role} {os.fsdecode(path)}: {os.strerror(error.errno or 0).lower()}"
-        ) from error
+        raise NotFound(f"copy: {role} {os.fsdecode(path)}: {os.strerror(error.errno or 0).lower()}") from error
 
 
 class Copier:

@@ -15,9 +15,7 @@ from balenapy.errors import InvalidParameter
 
 CHUNK_BYTES = 256 << 10
 HEAD_BYTES = 512  # enough to tell the format
-MAX_WINDOW_BYTES = (
-    128 << 20
-)  # zstd: what its command line takes without being asked (--long=27); xz -9 needs 65 MiB
+MAX_WINDOW_BYTES = 128 << 20  # zstd: what its command line takes without being asked (--long=27); xz -9 needs 65 MiB
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_BLOCK_MAX = 128 << 10
@@ -192,9 +190,7 @@ class Zstd:
 class Sequence:
     """Streams of a standard library decompressor, one after the other."""
 
-    def __init__(
-        self, name: str, magic: bytes, make: Callable[[], Any], errors: tuple[type[Exception], ...]
-    ) -> None:
+    def __init__(self, name: str, magic: bytes, make: Callable[[], Any], errors: tuple[type[Exception], ...]) -> None:
         self._name = name
         self._magic = magic
         self._make = make

@@ -340,14 +340,10 @@ def _xattrs(path: bytes) -> tuple[dict[bytes, bytes], bool]:
     found: dict[bytes, bytes] = {}
     opaque = False
     for name in names:
-        if name == "security.capability" or (
-            name.startswith("user.") and not name.startswith("user.overlay.")
-        ):
+        if name == "security.capability" or (name.startswith("user.") and not name.startswith("user.overlay.")):
             found[os.fsencode(name)] = os.getxattr(path, name, follow_symlinks=False)
         elif name == OVERLAY_OPAQUE.decode():
             opaque = os.getxattr(path, name, follow_symlinks=False) == b"y"
         elif name in _REDIRECTS:
-            raise Unsupported(
-                f"/{process.show(path)} has {name}: mount overlays with redirect_dir=off,metacopy=off"
-            )
+            raise Unsupported(f"/{process.show(path)} has {name}: mount overlays with redirect_dir=off,metacopy=off")
     return found, opaque

@@ -18,7 +18,8 @@ from balenapy.linux import syscalls
 
 NICE = 10
 IO_CLASS, IO_LEVEL = 2, 7  # best effort, last; not "idle", which may never get its turn
-MEMORY_BYTES = 384 << 20  # zstd's widest window (128 MiB) or xz's highest setting, and as much again
+# Enough for zstd's widest window (128 MiB) or xz's highest setting, and as much again.
+MEMORY_BYTES = 384 << 20
 
 Report = dict[str, Any]
 
@@ -41,9 +42,35 @@ def yield_to_others() -> None:
 
 
 def bound_memory() -> None:
-    """A hostile stream ends in our MemoryError, not in the machine's OOM killer."""
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
+    """A hostile stream ends in our MemoryError, not in the machine's OOM killer.
+
+    The engine may name a memory cgroup as well: it bounds the page cache too, so that a large layer does not push the
+    pages of running containers out. Where there is none, or it will not have us, we do without.
+    """
+    limit = int(os.environ.get("BALENAPY_MEMORY", MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    cgroup = os.environ.get("BALENAPY_CGROUP")
+    if cgroup is not None:
+        _join_cgroup(cgroup, os.environ["BALENAPY_CGROUP_LIMIT"])
+
+
+def _join_cgroup(directory: str, limit: str) -> None:
+    """`limit` is `file=value`: cgroup v1 and v2 name the file differently."""
+    try:
+        os.makedirs(directory, exist_ok=True)
+        name, _, value = limit.partition("=")
+        for file, text in ((name, value), ("cgroup.procs", "0")):
+            fd = os.open(f"{directory}/{file}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, text.encode())
+            finally:
+                os.close(fd)
+    except OSError:
+        try:
+            os.rmdir(directory)
+        except OSError:
+            pass
 
 
 def enter(directory: str) -> None:
@@ -67,7 +94,8 @@ def report_outcome(command: list[str], verbs: Mapping[str, str]) -> int:
     except OSError as error:
         report = _failure("SystemFailure", describe(error))
     except MemoryError:
-        report = _failure("SystemFailure", f"more than {MEMORY_BYTES >> 20} MiB of memory would be needed")
+        limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+        report = _failure("SystemFailure", f"more than {limit >> 20} MiB of memory would be needed")
     except Exception as error:
         traceback.print_exc()
         report = _failure("SystemFailure", f"{type(error).__name__}: {error}")

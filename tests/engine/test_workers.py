@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,6 +19,7 @@ import trio.testing
 
 from balenapy.engine.workers import MAX_AT_ONCE, Workers
 from balenapy.errors import Conflict, InvalidParameter, NotFound, SystemFailure, Unavailable
+from balenapy.linux.cgroups import Cgroups
 from tests.core import tars
 from tests.trio_tests import trio_test
 
@@ -26,8 +28,20 @@ pytestmark = pytest.mark.root
 TAR = tars.directory(b"d") + tars.file(b"d/f", b"hello") + tars.END
 
 
-def make_workers() -> Workers:
-    return Workers(cast(Any, SimpleNamespace()))
+CGROUP = f"bptest-{os.getpid()}"  # of this process: several may run
+
+
+def make_workers(cgroup: str = CGROUP) -> Workers:
+    return Workers(cast(Any, SimpleNamespace(config=SimpleNamespace(cgroup_parent=cgroup))))
+
+
+@pytest.fixture(autouse=True)
+def no_cgroup_stays() -> Iterator[None]:
+    yield
+    hierarchy = Cgroups.read().controller_mount("memory")
+    if hierarchy is not None and (parent := hierarchy.mount / CGROUP).exists():
+        assert list(parent.glob("*/")) == []
+        parent.rmdir()
 
 
 def children() -> list[int]:
@@ -211,16 +225,51 @@ async def test_two_at_once_and_downloads_do_not_keep_others_waiting(tmp_path: Pa
     assert children() == []
 
 
+@trio_test
+async def test_a_worker_has_bounds_of_its_own(tmp_path: Path) -> None:
+    workers = make_workers()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: workers.run("unpack", {"directory": str(tmp_path)}, feed=starve))
+        pid = await until_one_child()
+        with trio.fail_after(10):
+            while not diff_exists(tmp_path):  # noqa: ASYNC110 (the process has set its bounds by then)
+                await trio.sleep(0.01)
+        limits, cgroups, nice = (read_proc(pid, name) for name in ("limits", "cgroup", "stat"))
+        nursery.cancel_scope.cancel()
+
+    data = next(line.split() for line in limits.splitlines() if line.startswith("Max data size"))
+    assert 96 << 20 <= int(data[3]) <= 384 << 20
+    assert int(nice.rpartition(")")[2].split()[16]) == 10
+    if Cgroups.read().has("memory"):
+        assert f"/{CGROUP}/balenapy-worker-" in cgroups
+
+
+def diff_exists(directory: Path) -> bool:
+    return (directory / "diff").exists()
+
+
+def read_proc(pid: int, name: str) -> str:
+    return Path(f"/proc/{pid}/{name}").read_text()
+
+
+def test_without_a_memory_cgroup_workers_run_all_the_same(tmp_path: Path) -> None:
+    async def main() -> dict[str, Any]:
+        workers = make_workers()
+        workers._memory.parent = Path("/proc/no/such")
+        return await workers.run("pack", {"directory": str(tmp_path), "fresh": True})
+
+    (tmp_path / "diff").mkdir()
+    assert trio.run(main)["entries"] == 0
+
+
 def test_a_worker_does_not_outlive_the_daemon(tmp_path: Path) -> None:
     program = f"""
 import trio
-from types import SimpleNamespace
-from balenapy.engine.workers import Workers
-from tests.engine.test_workers import starve, until_one_child
+from tests.engine.test_workers import make_workers, starve, until_one_child
 async def main():
     async with trio.open_nursery() as nursery:
         arguments = {{"directory": {str(tmp_path)!r}}}
-        nursery.start_soon(lambda: Workers(SimpleNamespace()).run("unpack", arguments, feed=starve))
+        nursery.start_soon(lambda: make_workers({CGROUP!r}).run("unpack", arguments, feed=starve))
         print(await until_one_child(), flush=True)
 trio.run(main)
 """
@@ -236,16 +285,13 @@ trio.run(main)
         time.sleep(0.01)
 
     assert not Path(f"/proc/{pid}").exists()
+    make_workers()  # the next daemon removes the cgroup that this one could not
 
 
 def test_the_daemon_imports_no_codec() -> None:
     """What a worker needs costs the daemon nothing."""
     heavy = "tarfile zstandard bsdiff4 balenapy.worker"
-    program = (
-        f"import sys, balenapy.engine.workers; print([m for m in {heavy.split()!r} if m in sys.modules])"
-    )
-    loaded = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, check=True, text=True
-    ).stdout
+    program = f"import sys, balenapy.engine.workers; print([m for m in {heavy.split()!r} if m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True).stdout
 
     assert loaded.strip() == "[]"
