@@ -14,6 +14,7 @@ from typing import Any
 from balenapy.core import wire
 from balenapy.core.container import Container, EndpointSettings, SandboxState, State, Status
 from balenapy.errors import EngineError
+from balenapy.linux import durable
 from balenapy.stores.db import Database
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class ContainerStore:
 
     def write(self, connection: sqlite3.Connection, container: Container) -> None:
         """The rows of a new container, inside somebody's transaction; `adopt` follows when it is committed."""
+        durable.step("insert container")
         connection.execute(
             "INSERT INTO container(id, name, record) VALUES (?, ?, ?)",
             (container.id, container.name, encode_record(container)),
@@ -63,6 +65,7 @@ class ContainerStore:
         name, record = container.name, encode_record(container)
 
         def update(connection: sqlite3.Connection) -> None:
+            durable.step("update container")
             connection.execute("UPDATE container SET name = ?, record = ? WHERE id = ?", (name, record, container.id))
 
         await self._db.transaction(update)
@@ -72,12 +75,14 @@ class ContainerStore:
         state = encode_state(container)
 
         def update(connection: sqlite3.Connection) -> None:
+            durable.step("update container state")
             connection.execute("UPDATE container_state SET state = ? WHERE id = ?", (state, container.id))
 
         await self._db.transaction(update, volatile=True)
 
     def erase(self, connection: sqlite3.Connection, container_id: str) -> None:
         """Delete the rows, inside somebody's transaction; `forget` follows when it is committed."""
+        durable.step("delete container")
         connection.execute("DELETE FROM container WHERE id = ?", (container_id,))
         connection.execute("DELETE FROM container_state WHERE id = ?", (container_id,))
 
