@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from balenapy.core.container import Container, ContainerConfig, HostConfig, ThrottleDevice
 from balenapy.core.seccomp import custom_seccomp, default_seccomp
-from balenapy.errors import SystemFailure
+from balenapy.errors import InvalidParameter, SystemFailure
 
 OCI_VERSION = "1.0.1"  # what 18.09 wrote; crun and runc of today read it
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -398,11 +398,15 @@ def _shm_mounts(host_config: HostConfig, inputs: SpecInputs) -> list[dict[str, A
 
 
 def _user_mounts(host_config: HostConfig, inputs: SpecInputs) -> list[dict[str, Any]]:
-    mounts = [_mount(mount.destination, mount.type, mount.source, *mount.options) for mount in inputs.mounts]
-    taken = {mount["destination"] for mount in mounts}
-    for destination, text in sorted((host_config.tmpfs or {}).items()):
-        if destination in taken:
-            continue
+    """What volumes resolved, and HostConfig.Tmpfs, which hides a volume of the image at the same place."""
+    tmpfs = host_config.tmpfs or {}
+    mounts = []
+    for mount in inputs.mounts:
+        if mount.destination not in tmpfs:
+            mounts.append(_mount(mount.destination, mount.type, mount.source, *mount.options))
+        elif mount.type == "tmpfs":
+            raise InvalidParameter(f"Duplicate mount point: {mount.destination}")
+    for destination, text in sorted(tmpfs.items()):
         options = ["noexec", "nosuid", "nodev", "rprivate", *(text.split(",") if text else ())]
         mounts.append(_mount(destination, "tmpfs", "tmpfs", *merge_tmpfs_options(options)))
     return sorted(mounts, key=lambda mount: _depth(mount["destination"]))

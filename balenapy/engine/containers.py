@@ -389,7 +389,7 @@ class Containers:
         try:
             rw = await self._engine.snapshots.size_rw(container.id)
             return rw, rw + self._engine.snapshots.size_bytes(container.chain_id)
-        except NotFound:  # dead: its layer is gone
+        except EngineError:  # dead, or removed meanwhile, or a layer is lost
             return 0, 0
 
     async def inspect(self, name: str, *, size: bool = False) -> dict[str, Any]:
@@ -524,6 +524,8 @@ class Containers:
             lifecycle.move(container.state, Status.REMOVING)
             try:
                 await engine.supervisors.remove_process(container)
+                if not remove_volumes:
+                    await engine.volumes.leave_behind(container)
                 await engine.snapshots.remove(
                     container.id, also=lambda connection: self.store.erase(connection, container.id)
                 )

@@ -30,7 +30,7 @@ from balenapy.core.ociconfig import (
     merge_tmpfs_options,
     parse_security_options,
 )
-from balenapy.errors import SystemFailure
+from balenapy.errors import InvalidParameter, SystemFailure
 
 ID = "0123456789ab" + "c" * 52
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -402,6 +402,15 @@ def test_user_mounts_replace_defaults_and_come_sorted_by_depth() -> None:
     assert order[-7:] == ["/a", "/t", "/etc/hosts", "/dev/shm", "/a/b/c", "/etc/resolv.conf", "/etc/hostname"]
     assert order.count("/dev/shm") == order.count("/etc/hosts") == 1
     assert mounts_of(spec)["/t"] == ["nosuid", "nodev", "rprivate", "size=1m", "exec"]
+
+
+def test_a_tmpfs_hides_a_volume_but_not_another_tmpfs() -> None:
+    spec = spec_of(given=inputs(mounts=(Bind("/volume", "/v"),)), Tmpfs={"/v": ""})
+    assert [mount["source"] for mount in spec["mounts"] if mount["destination"] == "/v"] == ["tmpfs"]
+
+    twice = inputs(mounts=(Bind("tmpfs", "/v", (), "tmpfs"),))
+    with pytest.raises(InvalidParameter, match="Duplicate mount point: /v"):
+        spec_of(given=twice, Tmpfs={"/v": ""})
 
 
 def test_a_user_mount_on_dev_drops_what_is_below() -> None:
