@@ -219,6 +219,7 @@ async def _restore(engine: Engine) -> None:
     engine.images.recover()
     await engine.networks.restore()
     await engine.supervisors.recover()
+    await engine.volumes.recover()
 
 
 def _start_background(engine: Engine) -> None:

@@ -26,13 +26,18 @@ class VolumeCreate:
 
 @dataclass(slots=True)
 class Volume:
-    """The record. `removed_ns` is not 0 for a tombstone: its directory is on its way out."""
+    """The record. `removed_ns` is not 0 for a tombstone: its directory is on its way out.
+
+    `made_for` is the container an anonymous volume came with, until that container leaves it behind: whoever finds
+    the volume without the container knows that a crash interrupted a create or an `rm -v`.
+    """
 
     name: str = text("Name")
     created_ns: int = number("Created")
     driver_opts: dict[str, str] | None = optional("Options")
     labels: dict[str, str] | None = optional("Labels")
     removed_ns: int = number("Removed", omit=True)
+    made_for: str = text("MadeFor", omit=True)
 
     def describe(self, mountpoint: str) -> dict[str, Any]:
         """The volume as the API shows it, keys in Go's order."""

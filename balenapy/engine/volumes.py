@@ -184,7 +184,11 @@ class Volumes:
             self._check_create(point.name, point.driver, driver_options)
             if self._store.find(point.name) is None and point.name not in new:
                 new[point.name] = Volume(
-                    point.name, time.time_ns(), driver_options, options.labels if options else None
+                    point.name,
+                    time.time_ns(),
+                    driver_options,
+                    options.labels if options else None,
+                    made_for=container_id if point.anonymous else "",
                 )
                 if point.anonymous:
                     made.append(point.name)
@@ -340,6 +344,23 @@ class Volumes:
 
     def _is_mounted(self, name: str, but: str = "") -> bool:
         return any(name in names and container_id != but for container_id, names in self._holders().items())
+
+    async def recover(self) -> None:
+        """Remove what a create or an `rm -v` that the last engine did not finish has left. Blocks: for start."""
+        # By the rows: a container whose record cannot be read still has its volumes.
+        known = {container_id for (container_id,) in self._engine.db.query("SELECT id FROM container")}
+        orphans = [
+            volume.name
+            for volume in self._store.all()
+            if volume.made_for and volume.made_for not in known and not self.users(volume.name)
+        ]
+        if orphans:
+            log.info("removing volumes without their container count=%d", len(orphans))
+            await self._store.remove(*orphans)
+
+    async def leave_behind(self, container: Container) -> None:
+        """Before a container goes without its volumes: from now on nobody takes them for forgotten."""
+        await self._store.leave_behind(*(point.name for point in container.mounts if point.type == "volume"))
 
     async def release(self, container: Container, *, remove_anonymous: bool) -> None:
         """Let go of a container's volumes, which is no longer among the records; with `rm -v` its anonymous ones go.

@@ -115,6 +115,21 @@ class VolumeStore:
 
         await self._db.change(write, apply)
 
+    async def leave_behind(self, *names: str) -> None:
+        """The containers these volumes were made for go, and the volumes stay."""
+        known = [self._volumes[name] for name in names if name in self._volumes]
+        left = [replace(volume, made_for="") for volume in known if volume.made_for]
+
+        def write(connection: sqlite3.Connection) -> None:
+            durable.step("leave volumes behind")
+            _insert(connection, left)
+
+        def apply(_: None) -> None:
+            self._volumes.update((volume.name, volume) for volume in left if volume.name in self._volumes)
+
+        if left:
+            await self._db.change(write, apply)
+
     def make_directory(self, name: str) -> None:
         """Make what is missing of a volume's directories: a power cut may have taken them from under the row."""
         for path, mode in ((self.directory(name), 0o701), (self.mountpoint(name), 0o755)):

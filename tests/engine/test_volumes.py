@@ -363,6 +363,25 @@ async def test_a_volume_survives_a_restart_and_a_removed_one_does_not_come_back(
 
 
 @trio_test
+async def test_a_crash_between_a_volume_and_its_container_leaves_no_volume(tmp_path: Path) -> None:
+    async with volume_rig(tmp_path) as rig:
+        kept = await rig.create(binds=["/kept", "named:/n"])
+        left = await rig.create(binds=["/left"])
+        await rig.remove(left)
+        interrupted = await rig.create(binds=["/create", "named:/n"])
+        shared = await rig.create(binds=["/shared"])
+        user = await rig.create(volumes_from=[shared.id])
+        for container in (interrupted, shared):  # their rows were not written, or are gone already
+            del rig.records.by_id[container.id]
+
+        rig = rig.again()
+        await rig.volumes.recover()
+
+        names = {volume.name for volume in rig.volumes.matching(parse_filters(""))}
+        assert names == {"named", *(one.mounts[0].name for one in (kept, left, user))}
+
+
+@trio_test
 async def test_a_volume_made_again_after_its_removal_is_new(tmp_path: Path) -> None:
     async with volume_rig(tmp_path) as rig:
         await rig.volumes.create("vol", "", None, {"old": ""})

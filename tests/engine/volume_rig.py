@@ -67,6 +67,8 @@ class Rig:
         await self.volumes.unmount(container)
 
     async def remove(self, container: Container, *, volumes: bool = False) -> None:
+        if not volumes:
+            await self.volumes.leave_behind(container)
         del self.records.by_id[container.id]
         await self.volumes.release(container, remove_anonymous=volumes)
 
