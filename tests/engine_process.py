@@ -40,6 +40,8 @@ from tests.terminal import Terminal
 __all__ = ["DOCKER", "EngineProcess", "Response", "leftovers", "running_engine", "wait_until"]
 
 DOCKER = shutil.which("docker")
+# Our own serves where there is none; it has the everyday verbs and docker's options for them.
+CLI = [DOCKER] if DOCKER else [sys.executable, "-m", "balenapy.cli.main"]
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 40.0
 
@@ -215,9 +217,9 @@ class EngineProcess:
         check: bool = True,
         timeout_s: float = 60.0,
     ) -> subprocess.CompletedProcess[str]:
-        """Run the Docker CLI against this engine. `check=False` for a command that is to fail."""
+        """Run the CLI against this engine. `check=False` for a command that is to fail."""
         done = subprocess.run(
-            [DOCKER or "docker", *arguments],
+            [*CLI, *arguments],
             input=input.encode() if isinstance(input, str) else input,
             stdin=subprocess.DEVNULL if input is None else None,
             capture_output=True,
@@ -243,7 +245,7 @@ class EngineProcess:
     ) -> Iterator[subprocess.Popen[bytes]]:
         """The CLI in the background with pipes at stdin, stdout and stderr; killed at the end of the block."""
         with subprocess.Popen(
-            [DOCKER or "docker", *arguments],
+            [*CLI, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -259,7 +261,7 @@ class EngineProcess:
     ) -> Terminal:
         """The CLI on a pseudo terminal."""
         return Terminal(
-            [DOCKER or "docker", *arguments],
+            [*CLI, *arguments],
             env={**self.environment, "TERM": "xterm", **(env or {})},
             rows=rows,
             columns=columns,
