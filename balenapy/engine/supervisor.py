@@ -33,7 +33,7 @@ from balenapy.errors import Conflict, EngineError, InvalidParameter, NotModified
 from balenapy.linux import conmon, syscalls
 from balenapy.linux.cgroups import ContainerCgroup
 from balenapy.linux.conmon import Bundle, RuntimeRefused
-from balenapy.linux.process import ProcessHandle
+from balenapy.linux.process import ProcessHandle, child_pids, command_line
 from balenapy.linux.runtime import Runtime, familiar_message, start_failure
 from balenapy.linux.watch import DirectoryWatcher
 
@@ -441,13 +441,15 @@ class Supervisors:
             except (EngineError, OSError) as error:
                 log.error("cannot %s container=%s error=%s", what, container.short_id, error)
 
+        orphans: list[ProcessHandle] = []
         if kill:
-            await attempt("end conmon", self._kill_conmon, container)
+            await attempt("end conmon", self._kill_conmon, container, orphans)
         with suppress(InvalidParameter):  # the runtime is no longer configured
             runtime = self._engine.runtimes.get(container.host_config.runtime)
             await attempt("delete from the runtime", runtime.delete, container.id, cgroup)
         if kill:
             await attempt("remove the cgroup", self._remove_cgroup, container)
+            await attempt("reap", self._reap, orphans)
             await attempt("end the log", self._engine.logs.end_run, container)
         await attempt("detach from networks", self._engine.networks.detach, container)
         await attempt("release volumes", self._engine.volumes.unmount, container)
@@ -456,17 +458,28 @@ class Supervisors:
     async def _unmount(self, container_id: str) -> None:
         await trio.to_thread.run_sync(self._bundles.unmount, container_id, limiter=self._engine.limiters.files)
 
-    async def _kill_conmon(self, container: Container) -> None:
-        pid = self._bundles.of(container.id).conmon_pid()
+    async def _kill_conmon(self, container: Container, orphans: list[ProcessHandle]) -> None:
+        """End conmon; its children (the runtime, the container), which become ours, are added to `orphans`."""
+        bundle = self._bundles.of(container.id)
+        pid = bundle.conmon_pid()
         handle = ProcessHandle.open(pid) if pid is not None else None
-        if handle is None:
-            return
-        with handle:
-            # Ended before the runtime is: so that it does not report an exit of what never was.
-            handle.send_signal(SIGKILL)
-            with trio.move_on_after(KILL_DIRECTLY_S):
-                await handle.wait()
-            handle.reap()
+        if handle is not None:
+            with handle:
+                if container.id in command_line(handle.pid):  # else its pid has gone to somebody else
+                    orphans += [one for child in child_pids(handle.pid) if (one := ProcessHandle.open(child))]
+                    # Ended before the container is: so that it does not tell an exit of what never was.
+                    handle.send_signal(SIGKILL)
+                    with trio.move_on_after(KILL_DIRECTLY_S):
+                        await handle.wait()
+                    handle.reap()
+
+    async def _reap(self, orphans: list[ProcessHandle]) -> None:
+        for handle in orphans:
+            with handle:
+                handle.send_signal(SIGKILL)
+                with trio.move_on_after(KILL_DIRECTLY_S):
+                    await handle.wait()
+                handle.reap()
 
     async def _remove_cgroup(self, container: Container) -> None:
         config = self._engine.config
@@ -703,8 +716,8 @@ class Supervisors:
         if state.status is not Status.RESTARTING:
             if code is not None:
                 state.exit_code = code
-            elif (pid := bundle.conmon_pid()) is not None and ProcessHandle.open(pid) is None:
-                state.exit_code = UNKNOWN_EXIT_CODE
+            elif bundle.conmon_pid() is not None:
+                state.exit_code = UNKNOWN_EXIT_CODE  # conmon was killed
             # else the machine was rebooted: moby's restore leaves the code that the row has
             state.finished_ns = time.time_ns()
         state.oom_killed = state.oom_killed or bundle.oom.exists()

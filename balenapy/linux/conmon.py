@@ -37,6 +37,8 @@ MESSAGE_MAX_BYTES = 8193  # the stream byte and conmon's STDIO_BUF_SIZE
 STDIN_MAX_BYTES = 16 << 10  # half of conmon's CONN_SOCK_BUF_SIZE: a longer message would be cut
 SPOOL_MAX_BYTES = 8 << 20  # what conmon keeps of the log while we are away, twice at most
 
+END_TIMEOUT_S = 5
+
 STDOUT, STDERR = 1, 2  # as in stdcopy frames
 _STREAMS = {2: STDOUT, 3: STDERR}  # conmon's stdpipe_t
 _WIN_RESIZE_EVENT = 1
@@ -139,16 +141,26 @@ async def create(argv: Sequence[str], bundle: Bundle) -> Created:
     finally:
         os.close(read_end)
         os.close(stderr)
-    if not line:
-        raise SystemFailure(f"conmon ended without a word about {bundle.path.name}" + (f": {words}" if words else ""))
-    pid, message = parse_sync(line)
-    if pid < 0:
-        raise RuntimeRefused(runtime_message(message))
     conmon_pid = bundle.conmon_pid()
     conmon = ProcessHandle.open(conmon_pid) if conmon_pid is not None else None
-    if conmon is None:
-        raise SystemFailure(f"conmon of {bundle.path.name} is gone")
-    return Created(pid, conmon)
+    pid, message = parse_sync(line)
+    if pid > 0 and conmon is not None:
+        return Created(pid, conmon)
+    if conmon is not None:
+        await _see_off(conmon)
+    if not line:
+        raise SystemFailure(f"conmon ended without a word about {bundle.path.name}" + (f": {words}" if words else ""))
+    if pid < 0:
+        raise RuntimeRefused(runtime_message(message))
+    raise SystemFailure(f"conmon of {bundle.path.name} is gone")
+
+
+async def _see_off(conmon: ProcessHandle) -> None:
+    """It ends by itself after a failure, and is our child then if we are a subreaper."""
+    with conmon:
+        with trio.move_on_after(END_TIMEOUT_S):
+            await conmon.wait()
+        conmon.reap()
 
 
 async def _read_line(stream: trio.lowlevel.FdStream) -> bytes:

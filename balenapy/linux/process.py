@@ -249,6 +249,27 @@ def _state(pid: int) -> str | None:
         return None
 
 
+def command_line(pid: int) -> list[str]:
+    """The arguments a process was started with; empty when it is gone or a zombie."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return [os.fsdecode(part) for part in file.read().split(b"\0")[:-1]]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def child_pids(pid: int) -> list[int]:
+    """The children of a process; empty where the kernel does not list them (CONFIG_PROC_CHILDREN)."""
+    found = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+                found += [int(word) for word in file.read().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return found
+
+
 def boot_id() -> str:
     """Differs after every boot of the machine."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

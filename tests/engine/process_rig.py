@@ -236,19 +236,22 @@ async def open_engine(root: Path, exec_root: Path, **settings: Any) -> AsyncIter
             await engine.runtimes.probe()
             await _add_image(engine)
             await engine.supervisors.recover()
-            try:
-                yield Rig(engine)
-            finally:
-                for active in engine.supervisors._active.values():
-                    if active.run is not None:
-                        active.run.close()
-                for running in engine.logs._running.values():
-                    running.drain.close()
-                for hub in engine.supervisors.attachments._hubs.values():
-                    hub.end()
-                nursery.cancel_scope.cancel()
+            yield Rig(engine)
+            nursery.cancel_scope.cancel()
     finally:
+        _close_descriptors(engine)
         db.close()
+
+
+def _close_descriptors(engine: Engine) -> None:
+    """What the end of a process does."""
+    for active in engine.supervisors._active.values():
+        if active.run is not None:
+            active.run.close()
+    for running in engine.logs._running.values():
+        running.drain.close()
+    for hub in engine.supervisors.attachments._hubs.values():
+        hub.end()
 
 
 @asynccontextmanager
@@ -274,8 +277,11 @@ async def _end_everything(root: Path, exec_root: Path, **settings: Any) -> None:
     assert left == {}
 
 
-def kill_process(pid: int) -> None:
+async def kill_process(pid: int) -> None:
+    """Kill it and, where it is ours (we are the subreaper of every engine here), reap it."""
     handle = ProcessHandle.open(pid)
     assert handle is not None
     with handle:
         handle.send_signal(signal.SIGKILL)
+        await handle.wait()
+        handle.reap()

@@ -11,7 +11,7 @@ import trio
 
 from balenapy.core.container import Status
 from balenapy.errors import Conflict, InvalidParameter, NotModified, SystemFailure
-from tests.engine.process_rig import Rig, frames, open_rig
+from tests.engine.process_rig import Rig, frames, kill_process, open_rig
 from tests.trio_tests import trio_test
 
 pytestmark = pytest.mark.root
@@ -337,11 +337,9 @@ async def test_an_oom_kill_is_seen_at_exit_and_as_an_event(tmp_path: Path) -> No
 
 @trio_test
 async def test_a_killed_conmon_takes_its_container_with_it(tmp_path: Path) -> None:
-    from tests.engine.process_rig import kill_process
-
     async with open_rig(tmp_path) as rig:
         container = await rig.run("sleep", "1000")
-        kill_process(container.state.conmon_pid)
+        await kill_process(container.state.conmon_pid)
 
         assert await rig.wait(container) == 137
         await rig.settled(container)
