@@ -223,10 +223,13 @@ async def _restore(engine: Engine) -> None:
 
 
 def _start_background(engine: Engine) -> None:
+    from balenapy.engine.rebuild import rebuild
+
     engine.nursery.start_soon(engine.supervisors.start_wanted)
     engine.nursery.start_soon(engine.snapshots.trash.serve)
     engine.nursery.start_soon(engine.images.collector.serve)
     engine.nursery.start_soon(engine.db.serve)
+    engine.nursery.start_soon(rebuild, engine)
 
 
 @contextmanager

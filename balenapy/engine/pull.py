@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from balenapy.core import gojson, progress
+from balenapy.core import progress
 from balenapy.core.digest import Digest
 from balenapy.core.manifest import (
     Descriptor,
@@ -43,13 +43,14 @@ from balenapy.core.manifest import (
     platform_of_machine,
 )
 from balenapy.core.reference import Reference
+from balenapy.core.sidecar import LAYER_FILE, ImageSidecar, LayerSidecar, SidecarDocument
 from balenapy.errors import DataLoss, EngineError, Forbidden, SystemFailure
 from balenapy.linux import durable
 from balenapy.registry.auth import AuthConfig, decode_registry_auth
 from balenapy.registry.errors import RegistryError
 from balenapy.registry.http import RetryBudget
 from balenapy.stores import leases
-from balenapy.stores.content import Ingest, NoSpace
+from balenapy.stores.content import Ingest, NoSpace, file_error
 from balenapy.stores.images import Document, ImageRecord, ReferenceRecord, digest_reference, insert_documents
 from balenapy.stores.snapshots import Layer, has_layer
 
@@ -363,6 +364,9 @@ class _Pull:
             total = _Total(self._lines, sum(layers[position].size_bytes for position in missing))
             for position, layer in enumerate(layers):
                 self._lines.step(layer.digest.short, "Pulling fs layer" if position in missing else "Already exists")
+            sidecar = self._sidecar(resolved, config)
+            if layers and len(layers) - 1 not in missing:
+                await self._add_sidecar(sidecar, config.chain_id)
             done = [trio.Event() for _ in layers]
             async with one_error(), trio.open_nursery() as nursery:
                 for position, layer in enumerate(layers):
@@ -378,6 +382,7 @@ class _Pull:
                         watcher=_Watcher(self._lines, layer.digest.short, total, str(position)),
                         ready=done[position - 1] if position else None,
                         done=done[position],
+                        image=sidecar if position == len(layers) - 1 else None,
                     )
                     nursery.start_soon(task.run)
         except EngineError as error:
@@ -389,6 +394,36 @@ class _Pull:
             raise
         size_bytes = self._engine.snapshots.size_bytes(config.chain_id)
         return ImageRecord(str(config.image_id), config, size_bytes=size_bytes)
+
+    def _sidecar(self, resolved: _Resolved, config: ImageConfig) -> ImageSidecar:
+        """What will stand beside the top layer's files."""
+        documents = [Document(str(config.image_id), resolved.manifest.config.media_type, config.raw)]
+        documents += resolved.documents
+        return ImageSidecar(
+            config.image_id,
+            tuple(
+                SidecarDocument(Digest.parse(document.digest), document.media_type, document.raw)
+                for document in documents
+            ),
+            tuple((name, str(resolved.digest), str(resolved.manifest.digest)) for name in self._names(resolved)),
+        )
+
+    async def _add_sidecar(self, sidecar: ImageSidecar, chain_id: str) -> None:
+        """Put it beside a layer that is there already."""
+        top = self._engine.snapshots.find(chain_id)
+        if top is None:
+            return
+        try:
+            await trio.to_thread.run_sync(
+                durable.write_file, top.path / sidecar.file_name, sidecar.encode(), limiter=self._engine.limiters.files
+            )
+        except OSError as error:
+            raise file_error("cannot write the image's description", error) from error
+
+    def _names(self, resolved: _Resolved) -> list[Reference]:
+        """What the image will be called: the tag and the digest, or the digest it was asked by."""
+        canonical = digest_reference(self._reference, resolved.digest)
+        return [self._reference, canonical] if self._reference.digest is None else [canonical]
 
     def _has(self, chain_id: str) -> bool:
         return self._engine.snapshots.find(chain_id) is not None
@@ -526,6 +561,7 @@ class _LayerPull:
         watcher: _Watcher,
         ready: trio.Event | None,
         done: trio.Event,
+        image: ImageSidecar | None,
     ) -> None:
         self._pull = pull
         self._engine = pull.engine
@@ -538,6 +574,7 @@ class _LayerPull:
         self._watcher = watcher
         self._ready = ready
         self._done = done
+        self._image = image
 
     async def run(self) -> None:
         """Fetch, unpack, verify, wait for the layer below, commit.
@@ -595,7 +632,7 @@ class _LayerPull:
         layer = self._layer
         ingest = await self._content.open(layer.digest, layer.size_bytes)
         try:
-            path = await self._snapshots.new_directory(self._describe())
+            path = await self._snapshots.new_directory(self._sidecars())
             try:
                 return self._verified(path, await self._work(ingest, path, transfer))
             except BaseException:
@@ -628,18 +665,17 @@ class _LayerPull:
             raise WrongBlob(f"filesystem layer verification failed for digest {self._layer.digest}") from failure
         raise SystemFailure(f"failed to register layer: {failure.message}") from failure
 
-    def _describe(self) -> bytes:
+    def _sidecars(self) -> dict[str, bytes]:
         """What stands beside the layer's files, so that it can be told without the database."""
-        return gojson.dumps(
-            {
-                "chain_id": self._chain_id,
-                "parent": self._parent,
-                "diff_id": str(self._diff_id),
-                "blob": str(self._layer.digest),
-                "blob_size": self._layer.size_bytes,
-                "media_type": self._layer.media_type,
-            }
+        layer = LayerSidecar(
+            Digest.parse(self._chain_id),
+            Digest.parse(self._parent) if self._parent else None,
+            self._diff_id,
+            self._layer.digest,
+            self._layer.size_bytes,
+            self._layer.media_type,
         )
+        return {LAYER_FILE: layer.encode(), **({self._image.file_name: self._image.encode()} if self._image else {})}
 
     async def _unpack(self, ingest: Ingest, path: Path, transfer: _Transfer) -> dict[str, Any]:
         total = self._layer.size_bytes

@@ -121,15 +121,31 @@ class Database:
     """The one connection to `meta.db`. Opened before Trio runs; used only through `transaction` afterwards."""
 
     def __init__(self, connection: sqlite3.Connection, path: Path, origin: Origin = Origin.KEPT) -> None:
-        self.origin = origin
         self._path = path
         self._connection = connection
         self._limiter = trio.CapacityLimiter(1)
         self._order = trio.Lock()
         self._changed = trio.Event()  # something worth a copy was committed
-        self._is_stale = origin is not Origin.KEPT or not standby_of(path).exists()
+        self.origin = self._remember(origin)
+        self._is_stale = self.origin is not Origin.KEPT or not standby_of(path).exists()
         if self._is_stale:
             self._changed.set()
+
+    def _remember(self, origin: Origin) -> Origin:
+        """Until `settled`, a restart still knows that rows were lost."""
+        ((known,),) = self.query("SELECT max(value) FROM setting WHERE name = 'origin'")
+        if origin is Origin.KEPT:
+            return Origin(known) if known is not None else origin
+        self.transaction_nowait(
+            lambda connection: connection.execute(
+                "INSERT OR REPLACE INTO setting(name, value) VALUES('origin', ?)", (origin.value,)
+            )
+        )
+        return origin
+
+    async def settled(self) -> None:
+        """Say that everything was found again that can be."""
+        await self.transaction(lambda connection: connection.execute("DELETE FROM setting WHERE name = 'origin'"))
 
     @classmethod
     def open(cls, path: Path) -> Database:

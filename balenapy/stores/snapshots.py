@@ -7,6 +7,7 @@ container's writable layer, named by its key). Each is a directory with a random
     snapshots/<random>/work/            active: overlayfs's work directory
     snapshots/<random>/init/            active: a layer just under `diff` that its creator fills
     snapshots/<random>/tar-split.zst    committed: rebuilds the layer's exact tar
+    snapshots/<random>/*.json           committed: what it is, if the rows are lost (core/sidecar)
 
 The row makes it a snapshot. A directory without a row is unfinished or abandoned and goes to the trash at start.
 A layer that is damaged is put aside into `quarantine/`, never deleted; its row stays, as *corrupt*, so that the layers
@@ -23,7 +24,7 @@ import os
 import secrets
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,9 +32,10 @@ from pathlib import Path
 
 import trio
 
+from balenapy.core.sidecar import LAYER_FILE
 from balenapy.errors import Conflict, DataLoss, NotFound, SystemFailure
 from balenapy.linux import durable, syscalls
-from balenapy.stores.db import Database
+from balenapy.stores.db import Database, Origin
 from balenapy.stores.trash import Trash
 
 log = logging.getLogger(__name__)
@@ -111,6 +113,7 @@ class Snapshots:
         self._corrupt: dict[str, Layer] = {}
         self._active: dict[str, ActiveSnapshot] = {}
         self._pins: Counter[str] = Counter()  # chain_ids that somebody reads at the moment
+        self._unclaimed: list[Path] = []
         self._unfinished: set[str] = set()  # directories without a row that somebody is writing
         self._load()
 
@@ -137,7 +140,8 @@ class Snapshots:
     def recover(self) -> None:
         """Bring the disk to what the rows say: names only, so it is fast. Blocks: for start.
 
-        Directories without a row go to the trash. An active snapshot whose directories a power cut took is
+        Directories without a row go to the trash; but when rows were lost, a layer waits to be told by its sidecar
+        (`unclaimed`) and a container's files are put aside. An active snapshot whose directories a power cut took is
         given empty ones: nothing was written there that had been made durable.
         """
         self._unmount_views()
@@ -145,6 +149,12 @@ class Snapshots:
         known.update(active.path.name for active in self._active.values())
         with os.scandir(self._root) as entries:
             abandoned = [Path(entry.path) for entry in entries if entry.name not in known]
+        if self._db.origin is not Origin.KEPT:
+            self._unclaimed = [path for path in abandoned if (path / LAYER_FILE).exists()]
+            for path in abandoned:
+                if path not in self._unclaimed:
+                    self.put_aside_nowait(path)
+            abandoned = []
         for path in abandoned:
             log.info("abandoned snapshot directory path=%s", path)
         self.trash.discard_nowait(*abandoned)
@@ -167,14 +177,24 @@ class Snapshots:
             )
 
         self._db.transaction_nowait(mark)
+        del self._layers[layer.chain_id]
+        self._corrupt[layer.chain_id] = replace(layer, path=self.put_aside_nowait(layer.path))
+
+    def put_aside_nowait(self, path: Path) -> Path:
+        """Move a directory that cannot be used into quarantine; where it is then. Blocks."""
         self._quarantine.mkdir(mode=0o700, exist_ok=True)
-        aside = self._quarantine / layer.path.name
+        aside = self._quarantine / path.name
         try:
-            durable.replace(layer.path, aside)
+            durable.replace(path, aside)
+            log.warning("put aside path=%s to=%s", path, aside)
         except FileNotFoundError:
             pass
-        del self._layers[layer.chain_id]
-        self._corrupt[layer.chain_id] = replace(layer, path=aside)
+        return aside
+
+    @property
+    def unclaimed(self) -> tuple[Path, ...]:
+        """Directories of layers whose rows were lost; `commit` or `put_aside_nowait` each."""
+        return tuple(self._unclaimed)
 
     def _unmount_views(self) -> None:
         self._views.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -227,11 +247,11 @@ class Snapshots:
     def layers(self) -> Iterator[Layer]:
         return iter(self._layers.values())
 
-    async def new_directory(self, description: bytes = b"") -> Path:
+    async def new_directory(self, sidecars: Mapping[str, bytes] | None = None) -> Path:
         """Make `snapshots/<random>/` for a layer that is about to be unpacked. No row names it yet.
 
         Args:
-            description: goes into `layer.json` beside the files, so that the layer can be told without a row.
+            sidecars: files to put beside the layer's own, so that it can be told without a row (core/sidecar).
         Cancellation: nothing is left.
         """
         path = self._root / secrets.token_hex(8)
@@ -240,8 +260,8 @@ class Snapshots:
             path.mkdir(mode=0o710)
             (path / "diff").mkdir()
             (path / "diff").chmod(0o755)  # whatever our umask
-            if description:
-                (path / "layer.json").write_bytes(description)
+            for name, data in (sidecars or {}).items():
+                (path / name).write_bytes(data)
 
         self._unfinished.add(path.name)
         try:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from balenapy.engine.engine import Engine
+from balenapy.engine.rebuild import rebuild
 from balenapy.errors import DataLoss
+from balenapy.stores.db import Origin
 from tests.engine.image_engine import image_engine, on_disk, pull, rows, settle
 from tests.images_fixture import busybox, layered
 from tests.registry.fake import FakeRegistry, fake_registry
@@ -114,4 +116,91 @@ async def test_a_damaged_config_is_told_and_healed_by_pulling(
         assert engine.images.corrupt() == {}
     async with image_engine(tmp_path) as engine:
         assert engine.images.corrupt() == {}
+        assert await content(engine, name)
+
+
+async def names_and_trees(engine: Engine) -> dict[str, tuple[str, list[str]]]:
+    return {
+        name: (row["Id"], await content(engine, row["Id"]))
+        for row in engine.images.summaries(everything=True)
+        for name in [*(row["RepoTags"] or ()), *(row["RepoDigests"] or ())]
+    }
+
+
+@trio_test
+async def test_without_any_database_all_images_are_found_again(tmp_path: Path, registry: FakeRegistry) -> None:
+    await prepare(tmp_path, registry)
+    async with image_engine(tmp_path) as engine:
+        before = await names_and_trees(engine)
+    for path in (tmp_path / "data").glob("meta.db*"):
+        path.unlink()
+    async with image_engine(tmp_path) as engine:
+        assert engine.images.all() == []
+        await rebuild(engine)
+        assert await names_and_trees(engine) == before
+        await settle(engine)
+        assert rows(engine)["snapshot"] == 5
+        assert rows(engine)["lease"] == 0
+    async with image_engine(tmp_path) as engine:
+        assert engine.db.origin is Origin.KEPT
+        assert await names_and_trees(engine) == before
+        assert not (tmp_path / "data/quarantine").exists()
+
+
+@trio_test
+async def test_what_the_copy_does_not_have_is_found_again(tmp_path: Path, registry: FakeRegistry) -> None:
+    """The copy is of before the second pull; a tag made before it is kept."""
+    async with image_engine(tmp_path) as engine:
+        await pull(engine, f"{registry.host}/team/app:1")
+        await engine.images.tag(f"{registry.host}/team/app:1", "mine", "1")
+    standby = tmp_path / "data/meta.db.standby"
+    copy = standby.read_bytes()
+    async with image_engine(tmp_path) as engine:
+        await pull(engine, f"{registry.host}/team/other:1")
+        before = await names_and_trees(engine)
+        await engine.snapshots.prepare("c" * 64, "")
+    standby.write_bytes(copy)
+    (tmp_path / "data/meta.db").write_bytes(b"rubbish" * 1000)
+    async with image_engine(tmp_path) as engine:
+        assert engine.db.origin is Origin.STANDBY
+        assert await content(engine, "mine:1")
+        await rebuild(engine)
+        assert await names_and_trees(engine) == before
+        assert len(os.listdir(tmp_path / "data/quarantine")) == 1, "a container's files are never deleted"
+
+
+@trio_test
+async def test_a_restart_before_the_end_of_rebuilding_loses_nothing(tmp_path: Path, registry: FakeRegistry) -> None:
+    await prepare(tmp_path, registry)
+    async with image_engine(tmp_path) as engine:
+        before = await names_and_trees(engine)
+    for path in (tmp_path / "data").glob("meta.db*"):
+        path.unlink()
+    async with image_engine(tmp_path):
+        pass
+    async with image_engine(tmp_path) as engine:
+        await settle(engine)
+        await rebuild(engine)
+        assert await names_and_trees(engine) == before
+
+
+@pytest.mark.parametrize("damage", ["content", "sidecar", "tar-split"])
+@trio_test
+async def test_only_verified_layers_are_taken_back(tmp_path: Path, registry: FakeRegistry, damage: str) -> None:
+    name, other = await prepare(tmp_path, registry)
+    async with image_engine(tmp_path) as engine:
+        bottom = engine.snapshots.chain(engine.images.resolve(name).chain_id)[-1]
+    if damage == "content":
+        (bottom.diff / "keep").write_text("KEPT\n")
+    elif damage == "sidecar":
+        (bottom.path / "layer.json").write_text("{")
+    else:
+        bottom.tar_split.write_bytes(bottom.tar_split.read_bytes()[:20])
+    for path in (tmp_path / "data").glob("meta.db*"):
+        path.unlink()
+    async with image_engine(tmp_path) as engine:
+        await rebuild(engine)
+        assert [row["RepoTags"] for row in engine.images.summaries()] == [[other]]
+        assert len(os.listdir(tmp_path / "data/quarantine")) == 4
+        await pull(engine, name)
         assert await content(engine, name)

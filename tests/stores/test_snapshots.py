@@ -34,7 +34,7 @@ async def opened(root: Path) -> AsyncIterator[Snapshots]:
 
 
 async def add_layer(snapshots: Snapshots, chain_id: str, parent: str = "", size: int = 10) -> Layer:
-    path = await snapshots.new_directory(b"{}")
+    path = await snapshots.new_directory({"layer.json": b"{}"})
     (path / "diff" / f"from-{chain_id}").write_text(chain_id)
     layer = Layer(path, chain_id, parent, f"diff-{chain_id}", size, size)
     await snapshots.commit(layer)
