@@ -32,6 +32,7 @@ long to make (2.6 against 0.5 us).
 from __future__ import annotations
 
 import struct
+import zlib
 from typing import Final, NamedTuple
 
 from balenapy.errors import InvalidParameter
@@ -193,10 +194,11 @@ class TarReader:
                 if buffer[end : end + BLOCK] != _ZEROS:
                     raise self._invalid("one block of zeros inside the archive", at)
                 return self._end(end + BLOCK)
-            total = sum(block) - sum(fields[6]) + 256  # the checksum field counts as eight blanks
             checksum = self._number(fields[6], at)
-            # Some old tars added up signed bytes.
-            if checksum != total and checksum != total - 256 * _count_high(block):
+            # The sum of all bytes, the checksum itself counted as eight blanks. The low half of Adler-32 is one more
+            # than the sum, modulo a prime that the sum of a header hardly reaches: a tenth of the time of sum().
+            added = zlib.adler32(block) & 0xFFFF == (checksum - 255 + sum(fields[6])) % 65521
+            if not added and not _is_signed_sum(checksum, block):
                 raise self._invalid("bad checksum", at)
             size = self._number(fields[4], at)
             if size < 0:
@@ -215,9 +217,7 @@ class TarReader:
                 if at > len(buffer):
                     return self._wait_for_header(True)
                 self._pad, self._at = 0, at
-                return Entry(
-                    b"", kind, 0, 0, 0, 0, 0, None, b"", b"", b"", 0, 0, _NO_XATTRS, buffer[start:at]
-                )
+                return Entry(b"", kind, 0, 0, 0, 0, 0, None, b"", b"", b"", 0, 0, _NO_XATTRS, buffer[start:at])
             if content_end > len(buffer):
                 return self._wait_for_header(True)
             content = buffer[end:content_end]
@@ -419,8 +419,10 @@ def _gnu_times(field: bytes) -> tuple[int | None, bytes]:
     return (int(digits, 8) * 1_000_000_000 if digits else None), b""
 
 
-def _count_high(block: bytes) -> int:
-    return sum(1 for byte in block[:148] + block[156:] if byte & 0x80)
+def _is_signed_sum(checksum: int, block: bytes) -> bool:
+    """Some old tars added up signed bytes."""
+    rest = block[:148] + block[156:]
+    return checksum == sum(rest) + 8 * 32 - 256 * sum(byte >> 7 for byte in rest)
 
 
 def _show(name: bytes) -> str:

@@ -9,7 +9,6 @@ import os
 import resource
 import signal
 import sys
-import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -97,7 +96,7 @@ def report_outcome(command: list[str], verbs: Mapping[str, str]) -> int:
         limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
         report = _failure("SystemFailure", f"more than {limit >> 20} MiB of memory would be needed")
     except Exception as error:
-        traceback.print_exc()
+        sys.excepthook(*sys.exc_info())
         report = _failure("SystemFailure", f"{type(error).__name__}: {error}")
     write_all(1, json.dumps(report).encode() + b"\n")
     return 1 if "error" in report else 0
