@@ -282,6 +282,14 @@ class Images:
         rows.sort(key=lambda row: row.created_s, reverse=True)
         return layers_size, [row.json() for row in rows]
 
+    def ingests(self) -> list[dict[str, Any]]:
+        """Parts of blobs that unfinished pulls have staged: our own addition to `GET /system/df`."""
+        return [
+            {"Digest": record.digest, "Size": staged, "TotalSize": record.size_bytes}
+            for record, staged in self.content.usage()
+            if staged
+        ]
+
     # --- changing
 
     async def tag(self, name: str, repository: str, tag: str) -> None:

@@ -162,6 +162,8 @@ class Info:
                 ],
                 "BuildCache": None,
                 "BuilderSize": 0,
+                # Ours: what unfinished pulls have staged. Absent when there is nothing, as everywhere else.
+                **({"Ingests": ingests} if (ingests := engine.images.ingests()) else {}),
             }
         finally:
             self._counting = False

@@ -102,6 +102,10 @@ class Content:
         """Bytes on disk of each ingest, for accounting. A stat for each, no walk."""
         return {digest: self.staged_bytes(Digest.parse(digest)) for digest in self._records}
 
+    def usage(self) -> list[tuple[IngestRecord, int]]:
+        """Every ingest with what it takes on disk."""
+        return [(record, self.staged_bytes(Digest.parse(record.digest))) for record in self._records.values()]
+
     def staged_bytes(self, digest: Digest) -> int:
         """How much of a blob need not be fetched again."""
         record = self._records.get(str(digest))

@@ -65,7 +65,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
         events=EventBus(),
         limiters=SimpleNamespace(files=None),
         containers=FakeContainers(),
-        images=SimpleNamespace(all=lambda: ["i"], disk_usage=lambda: (7, [{"Id": "i"}]), warnings=list),
+        images=SimpleNamespace(all=lambda: ["i"], disk_usage=lambda: (7, [{"Id": "i"}]), warnings=list, ingests=list),
         volumes=FakeVolumes(),
         registry=FakeRegistry(),
         runtimes=SimpleNamespace(
