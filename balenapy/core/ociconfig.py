@@ -77,6 +77,7 @@ class HostFacts:
     capabilities: frozenset[str] = frozenset(ALL_CAPABILITIES)  # our own bounding set: nobody can be given more
     cgroup_version: int = 1
     seccomp: bool = True
+    unusable_architectures: frozenset[str] = frozenset()  # libseccomp's names; the kernel runs no such programs
     apparmor: bool = False
     can_raise_limits: bool = True  # we hold CAP_SYS_RESOURCE
     hard_limits: Mapping[str, int] = field(default_factory=dict)  # our own, by ulimit name; RLIM_INFINITY possible
@@ -324,7 +325,7 @@ def _seccomp(
     profile = security.seccomp or inputs.seccomp_profile
     if profile:
         return custom_seccomp(profile, bounding, facts.architecture)
-    return default_seccomp(frozenset(bounding), facts.architecture)
+    return default_seccomp(frozenset(bounding), facts.architecture, facts.unusable_architectures)
 
 
 # --- mounts ---------------------------------------------------------------------------------------------------

@@ -30,8 +30,15 @@ _NATIVE = {
 
 
 @lru_cache(maxsize=4)
-def default_seccomp(capabilities: frozenset[str], architecture: str) -> dict[str, Any]:
-    """The default profile for a bounding set; the result is shared: do not change it."""
+def default_seccomp(
+    capabilities: frozenset[str], architecture: str, unusable: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """The default profile for a bounding set; the result is shared: do not change it.
+
+    Args:
+        unusable: sub-architectures (libseccomp's names) whose programs this kernel cannot run. Each one that is left
+            out makes the filter a third smaller, and a container starts some milliseconds sooner.
+    """
     from balenapy.core import seccomp_profile as data
 
     allowed = [*data.ALWAYS, *data.NEWER]
@@ -54,7 +61,7 @@ def default_seccomp(capabilities: frozenset[str], architecture: str) -> dict[str
     result: dict[str, Any] = {"defaultAction": "SCMP_ACT_ERRNO"}
     native = _NATIVE.get(architecture, "")
     if native in data.ARCHITECTURES:
-        result["architectures"] = [native, *data.ARCHITECTURES[native]]
+        result["architectures"] = [native, *(each for each in data.ARCHITECTURES[native] if each not in unusable)]
     result["syscalls"] = syscalls
     return result
 

@@ -5,6 +5,7 @@ Devices are looked up here too, at each start of a container that asks for some.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import resource
@@ -40,6 +41,7 @@ def read_host_facts(cgroups: Cgroups) -> HostFacts:
         capabilities=capabilities,
         cgroup_version=cgroups.version,
         seccomp="Seccomp" in status,
+        unusable_architectures=_unusable_architectures(),
         apparmor=_read("/sys/module/apparmor/parameters/enabled").startswith("Y"),
         can_raise_limits="CAP_SYS_RESOURCE" in capabilities,
         hard_limits=_hard_limits(),
@@ -50,6 +52,21 @@ def read_host_facts(cgroups: Cgroups) -> HostFacts:
 def go_architecture() -> str:
     machine = platform.machine()
     return GO_ARCHITECTURES.get(machine, machine)
+
+
+_X32_GETPID = 0x40000000 + 39
+
+
+def _unusable_architectures() -> frozenset[str]:
+    if platform.machine() != "x86_64":
+        return frozenset()
+    unusable = set()
+    ctypes.set_errno(0)
+    if ctypes.CDLL(None, use_errno=True).syscall(_X32_GETPID) == -1:  # ENOSYS: built without the x32 ABI, as Debian's
+        unusable.add("SCMP_ARCH_X32")
+    if os.path.isdir("/proc/sys/abi") and not os.path.exists("/proc/sys/abi/vsyscall32"):
+        unusable.add("SCMP_ARCH_X86")  # built without IA32 emulation
+    return frozenset(unusable)
 
 
 def _status() -> dict[str, str]:

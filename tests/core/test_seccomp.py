@@ -1,4 +1,3 @@
-
 from __future__ import annotations
 
 import json
@@ -79,6 +78,8 @@ def test_architectures_are_those_of_the_reference() -> None:
     assert default_seccomp(DEFAULT, "amd64")["architectures"] == [
         "SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32",
     ]  # fmt: skip
+    without = default_seccomp(DEFAULT, "amd64", frozenset({"SCMP_ARCH_X32"}))
+    assert without["architectures"] == ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]
     assert default_seccomp(DEFAULT, "arm64")["architectures"] == ["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"]
     assert "architectures" not in default_seccomp(DEFAULT, "arm")
     for entry in FACTS["arch_map"]:
