@@ -11,9 +11,9 @@ the contents of files and throws the rest away; a *tar-split* is that rest. It i
     join(records of split(tar), contents) == tar          for every tar that `tarstream` reads
 
 On disk: MAGIC, then records, each `kind:u8 length:u32` and a body, little-endian; the caller compresses the whole.
-Not the JSON lines of vbatts/tar-split, which the engine we replace keeps: nothing but that engine reads its files,
-base64 cuts a header at other places each time, and so 20,000 headers compress to 1.2 times the size (`make bench`
-prints it) and take several times as long to write, on the device's slowest path. The records say the same.
+Not the JSON lines of vbatts/tar-split, which the engine we replace keeps: nothing but that engine reads its files, and
+base64 cuts the headers at other places each time, so that those of 20,000 files compress to 1.45 times the size and
+take four times as long to write (`python -m tests.bench.layers`). The records say the same.
 
 Caveats:
 - A path that occurs twice in one tar has only its last content on disk. The extractor keeps what it must overwrite
@@ -125,6 +125,11 @@ class SplitReader:
             raise InvalidSplit("tar-split ends too early")
 
 
+def tar_length(records: Iterable[Record]) -> int:
+    """How long the tar will be that `join` makes of these."""
+    return sum(record.size if isinstance(record, File) else len(record.raw) for record in records)
+
+
 def join(records: Iterable[Record], open_content: Callable[[File], Iterable[Piece]]) -> Iterator[Piece]:
     """The tar again, in pieces.
 
@@ -145,6 +150,4 @@ def join(records: Iterable[Record], open_content: Callable[[File], Iterable[Piec
             crc = zlib.crc32(piece, crc)
             yield piece
         if size != record.size or crc != record.crc:
-            raise DataLoss(
-                f"{record.path.decode(errors='backslashreplace')} was changed after it was unpacked"
-            )
+            raise DataLoss(f"{record.path.decode(errors='backslashreplace')} was changed after it was unpacked")

@@ -33,8 +33,11 @@ log = logging.getLogger(__name__)
 
 Feed = Callable[[trio.abc.SendStream], Awaitable[None]]
 Drain = Callable[[trio.abc.ReceiveStream], Awaitable[None]]
+Progress = Callable[[int], None]
 
-MAX_AT_ONCE = 2  # each takes a core and tens of megabytes
+SORTS = ((False, False), (False, True), (True, False), (True, True))  # (is fed, is drained)
+PROGRESS = b"progress "  # begins the lines of a worker that tells how far it is
+MAX_AT_ONCE = 2  # of each sort: each takes a core and tens of megabytes
 MEMORY_SHARE = 4  # a worker may have a quarter of the machine's, within these bounds:
 MEMORY_MIN_BYTES, MEMORY_MAX_BYTES = 128 << 20, 512 << 20
 REPORT_MAX_BYTES = 16 << 20  # a report is a few hundred bytes; a list of changed paths may be long
@@ -49,19 +52,26 @@ KINDS: dict[str, type[EngineError]] = {
 class Workers:
     """Runs workers, at most two at once of each sort; others wait their turn.
 
-    Those that are fed run as fast as their source, maybe a slow network: they have places of their own, so that
-    a volume is never kept waiting by a download.
+    The sorts are told by the pipes a worker has. One that is fed runs as fast as its source, maybe a slow network,
+    and one that is drained as fast as its reader: each sort has places of its own, so that a volume is never kept
+    waiting by a download, nor a pull by a client that reads slowly, and a load never by itself (it feeds one worker
+    what another decompresses).
     """
 
     def __init__(self, engine: Engine) -> None:
         at_once = min(MAX_AT_ONCE, os.cpu_count() or 1)
-        self._fed = trio.CapacityLimiter(at_once)
-        self._unfed = trio.CapacityLimiter(at_once)
+        self._places = {sort: trio.CapacityLimiter(at_once) for sort in SORTS}
         self._python = python_command()
         self._memory = MemoryBound.find(engine.config.cgroup_parent)
 
     async def run(
-        self, verb: str, args: Mapping[str, object], *, feed: Feed | None = None, drain: Drain | None = None
+        self,
+        verb: str,
+        args: Mapping[str, object],
+        *,
+        feed: Feed | None = None,
+        drain: Drain | None = None,
+        progress: Progress | None = None,
     ) -> dict[str, Any]:
         """Run one verb to its end and return its report.
 
@@ -70,18 +80,24 @@ class Workers:
                 ends first, `feed` is cancelled. An error that `feed` raises kills the worker and is raised here.
             drain: reads what the worker puts out, to its end; the worker finds the descriptor in its argument
                 `output`. Errors as for `feed`.
+            progress: called with how far the worker is, for verbs that tell.
 
         Raises: EngineError of the kind the worker reported; SystemFailure when it died without a report.
         Cancellation: the worker is killed and reaped; what it wrote stays where its arguments pointed.
         """
-        async with self._unfed if feed is None and drain is None else self._fed:
-            return await self._run(verb, args, feed, drain)
+        async with self._places[feed is not None, drain is not None]:
+            return await self._run(verb, args, feed, drain, progress)
 
     async def _run(
-        self, verb: str, args: Mapping[str, object], feed: Feed | None, drain: Drain | None
+        self,
+        verb: str,
+        args: Mapping[str, object],
+        feed: Feed | None,
+        drain: Drain | None,
+        progress: Progress | None,
     ) -> dict[str, Any]:
         with self._memory.share() as environment:
-            return await self._run_within(environment, [*self._python, verb], args, feed, drain)
+            return await self._run_within(environment, [*self._python, verb], args, feed, drain, progress)
 
     async def _run_within(
         self,
@@ -90,8 +106,9 @@ class Workers:
         args: Mapping[str, object],
         feed: Feed | None,
         drain: Drain | None,
+        progress: Progress | None,
     ) -> dict[str, Any]:
-        worker = _Worker(command, args, environment, output=drain is not None)
+        worker = _Worker(command, args, environment, output=drain is not None, progress=progress)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(worker.read_report)
@@ -128,7 +145,7 @@ class MemoryBound:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         limit = max(MEMORY_MIN_BYTES, min(MEMORY_MAX_BYTES, total // MEMORY_SHARE))
         hierarchy = Cgroups.read().controller_mount("memory")
-        names = list(range(2 * MAX_AT_ONCE))
+        names = list(range(len(SORTS) * MAX_AT_ONCE))
         if hierarchy is None:
             return cls(limit, None, "", names)
         parent = hierarchy.mount / cgroup_parent.strip("/")
@@ -178,9 +195,16 @@ class _Worker:
     """One process, with its pipes."""
 
     def __init__(
-        self, command: list[str], args: Mapping[str, object], environment: Mapping[str, str], *, output: bool
+        self,
+        command: list[str],
+        args: Mapping[str, object],
+        environment: Mapping[str, str],
+        *,
+        output: bool,
+        progress: Progress | None = None,
     ) -> None:
         self.verb = command[-1]
+        self._progress = progress
         self._output: trio.lowlevel.FdStream | None = None
         pass_fds: tuple[int, ...] = ()
         if output:
@@ -239,9 +263,17 @@ class _Worker:
     async def read_report(self) -> None:
         async for data in self._stdout:
             self._report += data
+            self._take_progress()
             if len(self._report) > REPORT_MAX_BYTES:
                 self._process.kill()
                 return
+
+    def _take_progress(self) -> None:
+        """Lines before the report say how far the worker is."""
+        while self._report.startswith(PROGRESS) and (end := self._report.find(b"\n")) > 0:
+            if self._progress is not None:
+                self._progress(int(self._report[len(PROGRESS) : end]))
+            del self._report[: end + 1]
 
     async def read_stderr(self) -> None:
         async for data in self._stderr:

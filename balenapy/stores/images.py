@@ -173,34 +173,44 @@ class ImageStore:
 
         Raises: SystemFailure, when its top layer has no row.
         """
-        named = list(references)
-        papers = [Document(image.image_id, CONFIG_MEDIA_TYPE, image.config.raw), *documents]
+        named, papers = list(references), list(documents)
 
         def insert(connection: sqlite3.Connection) -> None:
             durable.step("add image")
-            chain_id = image.chain_id
-            if chain_id and not has_layer(connection, chain_id):
-                raise SystemFailure(f"layer does not exist: {chain_id}")
-            insert_documents(connection, papers)
-            connection.execute(
-                "INSERT OR IGNORE INTO image(image_id, chain_id, parent, size_bytes, last_tagged_ns) "
-                "VALUES(?, ?, ?, ?, ?)",
-                (image.image_id, chain_id, image.parent, image.size_bytes, image.last_tagged_ns),
-            )
-            for record in named:
-                _insert_reference(connection, record)
+            self.insert(connection, image, named, papers)
             if also is not None:
                 also(connection)
 
-        def apply(_: None) -> None:
-            if image.image_id not in self._images:
-                self.unreadable.pop(image.image_id, None)
-                image.references.clear()
-                self._images[image.image_id] = image
-            for record in named:
-                self._name(record)
+        await self._db.change(insert, lambda _: self.inserted(image, named))
 
-        await self._db.change(insert, apply)
+    def insert(
+        self,
+        connection: sqlite3.Connection,
+        image: ImageRecord,
+        references: Iterable[ReferenceRecord] = (),
+        documents: Iterable[Document] = (),
+    ) -> None:
+        """`add` inside a transaction; `inserted` follows it."""
+        chain_id = image.chain_id
+        if chain_id and not has_layer(connection, chain_id):
+            raise SystemFailure(f"layer does not exist: {chain_id}")
+        insert_documents(connection, [Document(image.image_id, CONFIG_MEDIA_TYPE, image.config.raw), *documents])
+        connection.execute(
+            "INSERT OR IGNORE INTO image(image_id, chain_id, parent, size_bytes, last_tagged_ns) "
+            "VALUES(?, ?, ?, ?, ?)",
+            (image.image_id, chain_id, image.parent, image.size_bytes, image.last_tagged_ns),
+        )
+        for record in references:
+            _insert_reference(connection, record)
+
+    def inserted(self, image: ImageRecord, references: Iterable[ReferenceRecord] = ()) -> None:
+        """Follow `insert` in memory."""
+        if image.image_id not in self._images:
+            self.unreadable.pop(image.image_id, None)
+            image.references.clear()
+            self._images[image.image_id] = image
+        for record in references:
+            self._name(record)
 
     async def tag(self, record: ReferenceRecord, now_ns: int) -> bool:
         """Point a reference at an image that exists, silently taking it from another.

@@ -284,34 +284,39 @@ class Snapshots:
 
         def insert(connection: sqlite3.Connection) -> None:
             durable.step("commit layer")
-            self._check_parent(connection, layer.parent)
-            connection.execute("DELETE FROM snapshot WHERE chain_id = ? AND kind = 'corrupt'", (layer.chain_id,))
-            try:
-                connection.execute(
-                    "INSERT INTO snapshot(directory, kind, chain_id, parent, diff_id, size_bytes, disk_bytes) "
-                    "VALUES(?, 'committed', ?, ?, ?, ?, ?)",
-                    (
-                        layer.path.name,
-                        layer.chain_id,
-                        layer.parent,
-                        layer.diff_id,
-                        layer.size_bytes,
-                        layer.disk_bytes,
-                    ),
-                )
-            except sqlite3.IntegrityError as error:
-                raise Conflict(f"layer exists already: {layer.chain_id}") from error
+            self.insert(connection, layer)
             if also is not None:
                 also(connection)
 
-        def apply(_: None) -> None:
-            self._layers[layer.chain_id] = layer
-            healed = self._corrupt.pop(layer.chain_id, None)
-            if healed is not None:
-                log.warning("layer is whole again chain_id=%s damaged_one=%s", layer.chain_id, healed.path)
-            self._unfinished.discard(layer.path.name)
+        await self._db.change(insert, lambda _: self.inserted(layer))
 
-        await self._db.change(insert, apply)
+    def insert(self, connection: sqlite3.Connection, layer: Layer) -> None:
+        """Make a synced directory a layer, inside a transaction; `inserted` follows it. Errors as for `commit`."""
+        self._check_parent(connection, layer.parent)
+        connection.execute("DELETE FROM snapshot WHERE chain_id = ? AND kind = 'corrupt'", (layer.chain_id,))
+        try:
+            connection.execute(
+                "INSERT INTO snapshot(directory, kind, chain_id, parent, diff_id, size_bytes, disk_bytes) "
+                "VALUES(?, 'committed', ?, ?, ?, ?, ?)",
+                (
+                    layer.path.name,
+                    layer.chain_id,
+                    layer.parent,
+                    layer.diff_id,
+                    layer.size_bytes,
+                    layer.disk_bytes,
+                ),
+            )
+        except sqlite3.IntegrityError as error:
+            raise Conflict(f"layer exists already: {layer.chain_id}") from error
+
+    def inserted(self, layer: Layer) -> None:
+        """Follow `insert` in memory."""
+        self._layers[layer.chain_id] = layer
+        healed = self._corrupt.pop(layer.chain_id, None)
+        if healed is not None:
+            log.warning("layer is whole again chain_id=%s damaged_one=%s", layer.chain_id, healed.path)
+        self._unfinished.discard(layer.path.name)
 
     def _check_parent(self, connection: sqlite3.Connection, chain_id: str) -> None:
         """A collection may have come between the caller's look at the records and this transaction."""

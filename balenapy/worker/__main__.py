@@ -14,6 +14,7 @@ from balenapy.worker import process
 # Verb -> module with `run(arguments) -> report`. Imported by need: a start costs what its verb costs.
 VERBS = {
     "copy": "balenapy.worker.copy",
+    "inflate": "balenapy.worker.inflate",
     "pack": "balenapy.worker.pack",
     "unpack": "balenapy.worker.unpack",
 }

@@ -5,6 +5,9 @@ Arguments:
     fresh      false: the exact tar that was unpacked, from `tar-split.zst`
                true: a new tar of what is there, sorted and repeatable, overlay marks written as whiteouts; its
                `tar-split.zst` is made in the same pass, so that the directory can become a layer
+    root       instead of `directory`: a new tar of this directory itself, without a tar-split
+    size_first the output begins with the length of the tar, eight bytes big-endian; of exact tars only
+    progress   lines `progress BYTES` on stdout, of the tar, before the report
     diff_id    what must come out (optional); DataLoss if it does not
     output     descriptor for the tar (optional); "compression": "none" (default) or "gzip"
 
@@ -46,22 +49,28 @@ _REDIRECTS = frozenset(("trusted.overlay.redirect", "trusted.overlay.metacopy"))
 
 def run(arguments: dict[str, Any]) -> dict[str, Any]:
     """See the module."""
-    directory = arguments.get("directory")
+    root = arguments.get("root")
+    directory = arguments.get("directory") if root is None else root
     if not isinstance(directory, str) or not directory.startswith("/"):
         raise InvalidParameter("pack: `directory` must be an absolute path")
     fresh = bool(arguments.get("fresh"))
-    sink = Sink(arguments.get("output"), str(arguments.get("compression", "none")))
+    output, tell = arguments.get("output"), bool(arguments.get("progress"))
+    sink = Sink(output, str(arguments.get("compression", "none")), tell=tell)
     report: dict[str, Any] = {}
-    if fresh:
-        split = SplitWriter(directory)
-        process.enter(os.path.join(directory, "diff"))
+    if root is not None or fresh:
+        split = SplitWriter(directory) if root is None else None
+        process.enter(os.path.join(directory, "diff") if root is None else directory)
         sink.start()
         packer = Packer(sink, split)
         packer.run()
-        split.close()
+        if split is not None:
+            split.close()
         report |= {"size_bytes": packer.size_bytes, "entries": packer.entries}
     else:
         records = os.open(os.path.join(directory, NAME), os.O_RDONLY | os.O_CLOEXEC)
+        if arguments.get("size_first") and isinstance(output, int):
+            lengths = os.open(os.path.join(directory, NAME), os.O_RDONLY | os.O_CLOEXEC)
+            process.write_all(output, tarsplit.tar_length(read_records(lengths)).to_bytes(8, "big"))
         contents = Contents(os.path.join(directory, "displaced"))
         process.enter(os.path.join(directory, "diff"))
         sink.start()
@@ -78,22 +87,22 @@ def run(arguments: dict[str, Any]) -> dict[str, Any]:
     expected = arguments.get("diff_id")
     if expected is not None and expected != report["diff_id"]:
         raise DataLoss(f"layer {expected} cannot be rebuilt: its files give {report['diff_id']}")
-    if fresh:
-        root = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
-        syscalls.syncfs(root)
+    if fresh and root is None:
+        syscalls.syncfs(os.open("/", os.O_RDONLY | os.O_DIRECTORY))
     return report
 
 
 class Sink:
     """Takes the tar; hashes it, and in a thread of its own compresses, hashes and writes that."""
 
-    def __init__(self, output: object, compression: str) -> None:
+    def __init__(self, output: object, compression: str, *, tell: bool = False) -> None:
         if compression not in ("none", "gzip"):
             raise InvalidParameter(f"pack: unknown compression {compression!r}")
         if output is not None and not isinstance(output, int):
             raise InvalidParameter("pack: `output` must be a descriptor")
         self.tar_hash = hashlib.sha256()
         self.tar_size = 0
+        self._tell = tell
         self._output = output
         self._gzip = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, 31) if compression == "gzip" else None
         self._own_hash = hashlib.sha256()
@@ -140,6 +149,8 @@ class Sink:
         self._batch_size = 0
         self.tar_hash.update(data)
         self.tar_size += len(data)
+        if self._tell:
+            process.write_all(1, b"progress %d\n" % self.tar_size)
         if self._output is not None or self._gzip is not None:
             self._room.acquire()
             self._ahead.put(data)
@@ -205,9 +216,9 @@ class Contents:
 
 
 class Packer:
-    """Writes a new tar of everything below the root, and its tar-split."""
+    """Writes a new tar of everything below the root, and its tar-split if there is to be one."""
 
-    def __init__(self, sink: Sink, split: SplitWriter) -> None:
+    def __init__(self, sink: Sink, split: SplitWriter | None) -> None:
         self.entries = 0
         self.size_bytes = 0
         self._sink = sink
@@ -286,7 +297,8 @@ class Packer:
         finally:
             os.close(fd)
         if size:
-            self._split.file(size, crc, path)
+            if self._split is not None:
+                self._split.file(size, crc, path)
             self.size_bytes += size
             pad = tarwriter.padding(size)
             if pad:
@@ -322,7 +334,8 @@ class Packer:
         )
 
     def _emit(self, raw: bytes) -> None:
-        self._split.segment(raw)
+        if self._split is not None:
+            self._split.segment(raw)
         self._sink.put(raw)
 
 
