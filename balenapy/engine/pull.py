@@ -463,28 +463,50 @@ class _Pull:
         """
         if not missing:
             return
-        needed = self._needed_bytes(missing)
-        if needed <= await self._free_bytes():
-            return
-        # What unfinished pulls have left goes first.
-        await self._engine.images.drop_unfinished()
-        await self._engine.images.collector.collect()
-        await self._engine.snapshots.trash.empty()
+        estimates = {layer.digest: extracted_estimate(layer) for layer in missing}
         free = await self._free_bytes()
+        if self._peak_bytes(missing, estimates) <= free:
+            return
+        # It may be tight: now it is worth asking. What unfinished pulls have left makes room first.
+        for layer in missing:
+            estimates[layer.digest] = await self._extracted_bytes(layer) or estimates[layer.digest]
+        needed = self._peak_bytes(missing, estimates)
+        if needed > free:
+            await self._engine.images.drop_unfinished()
+            await self._engine.images.collector.collect()
+            await self._engine.snapshots.trash.empty()
+            needed, free = self._peak_bytes(missing, estimates), await self._free_bytes()
         if needed > free:
             raise NoSpace(
                 f"cannot pull {self._reference.familiar()}: "
                 f"{progress.human_size(needed)} needed, {progress.human_size(max(0, free))} free: {NO_SPACE}"
             )
 
-    def _needed_bytes(self, missing: list[Descriptor]) -> int:
-        """The peak: all layers extracted, and the largest blobs staged that can be at once."""
+    def _peak_bytes(self, missing: list[Descriptor], extracted: dict[Digest, int]) -> int:
+        """All layers extracted, and the largest blobs staged that can be at once."""
         staged = sorted(
             (layer.size_bytes - self._content.staged_bytes(layer.digest) for layer in missing), reverse=True
         )
         at_once = max(1, self._engine.config.max_concurrent_downloads)
-        extracted = sum(extracted_estimate(layer) for layer in missing)
-        return extracted + sum(staged[:at_once])
+        return sum(extracted[layer.digest] for layer in missing) + sum(staged[:at_once])
+
+    async def _extracted_bytes(self, layer: Descriptor) -> int | None:
+        """The length of a gzip layer's tar, which its last four bytes tell (RFC 1952); None when they do not.
+
+        A length below the blob's own is that of one member of several, or modulo 4 GiB.
+        """
+        if not layer.media_type.endswith("gzip") or layer.size_bytes < 4:
+            return None
+        tail = b""
+        try:
+            async with self._session.blob(layer.digest, layer.size_bytes - 4, size_bytes=layer.size_bytes) as blob:
+                if blob.range_honoured:
+                    async for chunk in blob:
+                        tail += chunk
+        except EngineError as error:
+            log.info("cannot ask for a layer's size digest=%s error=%s", layer.digest, error.message)
+        length = int.from_bytes(tail, "little") if len(tail) == 4 else 0
+        return length if length >= layer.size_bytes else None
 
     async def _free_bytes(self) -> int:
         root = self._engine.config.data_root

@@ -56,17 +56,41 @@ async def fails_for_space(engine: Engine, name: str) -> str:
 
 @trio_test
 async def test_a_pull_that_cannot_fit_fails_before_its_first_byte(small_disk: Path, registry: FakeRegistry) -> None:
-    image = random_image(6 << 20)
+    image = random_image(8 << 20)
     registry.add("team/app", "1", image)
     async with image_engine(small_disk) as engine:
         message = await fails_for_space(engine, f"{registry.host}/team/app:1")
         assert message.startswith(f"cannot pull {registry.host}/team/app:1: ")
         assert "MB needed, " in message
         assert message.endswith("MB free: no space left on device")
-        assert registry.seen(f"blobs/{image.layers[0].digest}") == []
+        asked = [request.headers.get("Range") for request in registry.seen(f"blobs/{image.layers[0].digest}")]
+        assert asked == [f"bytes={len(image.layers[0].data) - 4}-"]
         await settle(engine)
         assert rows(engine) == NO_ROWS
         assert on_disk(engine) == NOTHING_ON_DISK
+
+
+@trio_test
+async def test_a_pull_that_fits_by_its_true_size_is_not_refused(small_disk: Path, registry: FakeRegistry) -> None:
+    """Twice the blob would not fit, but its content does not compress, as its last four bytes tell."""
+    image = random_image(6 << 20)
+    layer = image.layers[0].digest
+    registry.add("team/app", "1", image)
+    async with image_engine(small_disk) as engine:
+        await pull(engine, f"{registry.host}/team/app:1")
+        first = registry.seen(f"blobs/{layer}")[0]
+        assert first.headers["Range"] == f"bytes={len(image.layers[0].data) - 4}-"
+
+
+@trio_test
+async def test_a_layer_that_unpacks_to_much_more_is_refused(small_disk: Path, registry: FakeRegistry) -> None:
+    filling = b"".join(os.urandom(1000) + bytes(9000) for _ in range(2000))
+    image = ImageFixture((make_tar([file("data", filling), file("more", os.urandom(5 << 20))]),))
+    registry.add("team/app", "1", image)
+    async with image_engine(small_disk) as engine:
+        message = await fails_for_space(engine, f"{registry.host}/team/app:1")
+        size = (len(image.tars[0]) + len(image.layers[0].data)) / 1_000_000
+        assert f": {size:.4g}MB needed, " in message
 
 
 @trio_test
@@ -81,7 +105,7 @@ async def test_what_unfinished_pulls_have_left_makes_room(small_disk: Path, regi
             await pull(engine, f"{registry.host}/team/app:1")
         assert engine.images.content.sizes()[layer] > 2 << 20
         filler = small_disk / "filler"
-        filler.write_bytes(b"x" * (os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize - (8 << 20)))
+        filler.write_bytes(b"x" * (os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize - (6 << 20)))
 
         await pull(engine, f"{registry.host}/team/app:2")
         assert layer not in engine.images.content.sizes()
