@@ -102,6 +102,20 @@ async function start(options) {
   return container;
 }
 
+// `docker.run` until both the container and its output have ended; the promise form waits for the container alone.
+function run(command, output, options) {
+  return new Promise((resolve, reject) => {
+    let ended;
+    const hub = docker.run(image, command, output, options, (error, result, container) => {
+      if (error) reject(error);
+      else ended.then(() => resolve([result, container]));
+    });
+    hub.on('stream', (stream) => {
+      ended = new Promise((done) => stream.on('end', done));
+    });
+  });
+}
+
 const scenarios = {
   async system() {
     match('ping', await docker.ping(), /^OK$/);
@@ -137,17 +151,15 @@ const scenarios = {
   async run() {
     const output = new PassThrough();
     const seen = collect(output);
-    const [result, container] = await docker.run(image, shell('echo out; echo err >&2; exit 7'), output, { Tty: true });
+    const [result, container] = await run(shell('echo out; echo err >&2; exit 7'), output, { Tty: true });
     output.end();
     same('status', result.StatusCode, 7);
     same('output on a terminal', await seen, 'out\r\nerr\r\n');
     await container.remove();
     const streams = [new PassThrough(), new PassThrough()];
     const texts = Promise.all(streams.map(collect));
-    const [second] = await docker.run(image, shell('echo out; echo err >&2'), streams, {
-      Tty: false,
-      HostConfig: { AutoRemove: true },
-    });
+    const options = { Tty: false, HostConfig: { AutoRemove: true } };
+    const [second] = await run(shell('echo out; echo err >&2'), streams, options);
     streams.forEach((stream) => stream.end());
     same('status of the second', second.StatusCode, 0);
     same('outputs apart', await texts, ['out\n', 'err\n']);
