@@ -1,0 +1,183 @@
+"""Deltas of images as OCI artifacts: one blob for each changed layer, a manifest that a client can choose by."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from delta import native
+from delta.base import LayerTar, TarBase
+from delta.errors import Malformed, WrongBase, WrongResult
+from delta.maker import LayerMaker, Line, Settings
+from delta.match import BaseIndex
+from delta.oci import (
+    MANIFEST,
+    Image,
+    LayoutWriter,
+    blob_path,
+    compact,
+    open_layer,
+    parse_json,
+    read_blob,
+    sha256,
+)
+
+ARTIFACT_TYPE = "application/vnd.balenapy.image.delta.v1"
+CONFIG_TYPE = "application/vnd.balenapy.image.delta.config.v1+json"
+LAYER_TYPE = "application/vnd.balenapy.layer.delta.v1"
+BASE_ANNOTATION = "vnd.balenapy.delta.base"  # config digest (image ID) of the base
+TARGET_ANNOTATION = "vnd.balenapy.delta.target"  # config digest of the target
+LAYER_ANNOTATION = "vnd.balenapy.delta.layer"  # which layer of the target, from 0
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """What became of a changed layer."""
+
+    layer: int
+    tar_bytes: int
+    blob_bytes: int
+    delta_bytes: int
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `make` made. `delta_bytes` is all that a client may fetch: manifest, config, blobs."""
+
+    layers: tuple[LayerReport, ...]
+    delta_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A delta of an image, in a layout."""
+
+    path: Path
+    base_config: str
+    target_config: str
+    base_diff_ids: tuple[str, ...]
+    target_diff_ids: tuple[str, ...]
+    layers: dict[int, str]  # layer of the target -> blob
+
+    def blob(self, layer: int) -> Path:
+        return blob_path(self.path, self.layers[layer])
+
+
+def make(
+    old: Image,
+    new: Image,
+    output: Path,
+    settings: Settings,
+    progress: Callable[[int, int, int], object] = lambda layer, done, total: None,
+) -> Report:
+    """Write the delta from one image to another as a layout."""
+    writer = LayoutWriter(output)
+    layers, reports = [], []
+    with ExitStack() as stack:
+        index: BaseIndex | None = None
+        for number, diff_id in enumerate(new.diff_ids):
+            if diff_id in old.diff_ids:
+                continue
+            if index is None:
+                index = BaseIndex(TarBase([stack.enter_context(open_layer(old, n)) for n in range(len(old.layers))]))
+            with open_layer(new, number) as target:
+                total = target.total
+                maker = LayerMaker(index, old.diff_ids, target, settings)
+                made = maker.make(lambda done, number=number, total=total: progress(number, done, total))  # type: ignore[misc]
+            descriptor = {"mediaType": LAYER_TYPE, "digest": writer.blob(made.data), "size": len(made.data)}
+            layers.append({**descriptor, "annotations": {LAYER_ANNOTATION: str(number)}})
+            reports.append(LayerReport(number, total, new.blob_bytes(number), len(made.data), made.lines))
+    config = compact(
+        {
+            "version": VERSION,
+            "base": old.config_digest,
+            "baseDiffIds": old.diff_ids,
+            "targetDiffIds": new.diff_ids,
+            "madeBy": "balenapy-delta",
+            "effort": "fast" if settings.fast else "default",
+        }
+    )
+    manifest = compact(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "artifactType": ARTIFACT_TYPE,
+            "config": {"mediaType": CONFIG_TYPE, "digest": writer.blob(config), "size": len(config)},
+            "layers": layers,
+            **(
+                {"subject": {"mediaType": MANIFEST, "digest": sha256(new.manifest), "size": len(new.manifest)}}
+                if new.manifest
+                else {}
+            ),
+            "annotations": {BASE_ANNOTATION: old.config_digest, TARGET_ANNOTATION: new.config_digest},
+        }
+    )
+    digest = writer.blob(manifest)
+    writer.close(
+        [{"mediaType": MANIFEST, "artifactType": ARTIFACT_TYPE, "digest": digest, "size": len(manifest)}]
+    )
+    total = len(manifest) + len(config) + sum(report.delta_bytes for report in reports)
+    return Report(tuple(reports), total)
+
+
+def open_delta(path: Path) -> Delta:
+    """The delta in a layout.
+
+    Raises:
+        Malformed: there is none.
+    """
+    try:
+        entries = parse_json((path / "index.json").read_bytes(), f"{path}/index.json")["manifests"]
+        entry = next((each for each in entries if each.get("artifactType") == ARTIFACT_TYPE), None)
+        if entry is None:
+            raise Malformed(f"{path}: no delta")
+        manifest = parse_json(read_blob(path, entry["digest"]), f"{path}: manifest")
+        config = parse_json(read_blob(path, manifest["config"]["digest"]), f"{path}: config")
+        annotations = manifest["annotations"]
+        layers = {}
+        for layer in manifest["layers"]:
+            number = int(layer["annotations"][LAYER_ANNOTATION])
+            if not 0 <= number < len(config["targetDiffIds"]) or layer["mediaType"] != LAYER_TYPE:
+                raise Malformed(f"{path}: no such layer: {number}")
+            layers[number] = str(layer["digest"])
+        return Delta(
+            path,
+            str(annotations[BASE_ANNOTATION]),
+            str(annotations[TARGET_ANNOTATION]),
+            tuple(map(str, config["baseDiffIds"])),
+            tuple(map(str, config["targetDiffIds"])),
+            layers,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Malformed(f"{path}: not a delta: {error!r}") from None
+
+
+def rebuild(delta: Delta, layer: int, base: TarBase, budget_bytes: int) -> Iterator[bytes]:
+    """A layer's tar out of its delta; when this returns without an error, it is that of the diff_id."""
+    with delta.blob(layer).open("rb") as file:
+
+        def read_at(offset: int, length: int) -> bytes:
+            return os.pread(file.fileno(), length, offset)
+
+        head, _ = native.read_head(read_at)
+        if "sha256:" + head.target_sha256.hex() != delta.target_diff_ids[layer]:
+            raise WrongResult(f"{delta.path}: the blob of layer {layer} is for another layer")
+        check = native.base_check(delta.base_diff_ids)
+        yield from native.apply(read_at, base, budget_bytes=budget_bytes, check=check)
+
+
+def open_base(stack: ExitStack, delta: Delta, old: Image) -> TarBase:
+    """The base of a delta, all layers uncompressed.
+
+    Raises:
+        WrongBase: it is another image.
+    """
+    if old.diff_ids != delta.base_diff_ids:
+        raise WrongBase(f"{old.path}: not the base of this delta, {delta.base_config}")
+    tars: list[LayerTar] = [stack.enter_context(open_layer(old, layer)) for layer in range(len(old.layers))]
+    return TarBase(tars)

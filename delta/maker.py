@@ -1,0 +1,394 @@
+"""The maker of the native format: matches the target's files with the base's and takes the smallest coding of each.
+
+Theory
+------
+A member's header is coded against the header of the member of the base that is likest by path (`match.py`). Its
+content, if no file of the base is equal, is coded in three ways against one file of the base, or in one without:
+
+    bsdiff      what of the old file is added to, plus what is new; streams pooled over the layer, then LZMA
+    frames      zstd with the old file as prefix; each file by itself
+    literal     pooled over the layer, then LZMA
+
+and the one with the least bytes is taken. What pooling gains is not known file by file: bsdiff and literals are
+judged by a quick compression and a factor found on real layers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import zstandard
+from bsdiff4 import core
+
+from delta import program, sections
+from delta.base import LayerTar
+from delta.headers import FIRST_MASK, MAX_MASKS, RAW, SAME, ZERO_BLOCK, is_extension, mask_of
+from delta.match import BaseIndex, Known, Place, survey
+from delta.native import base_check, encode_control
+from delta.program import ChunkWriter
+from delta.sections import Head, zigzag
+from delta.tarmembers import BLOCK, padded, parse_number
+
+Triple = tuple[int, int, int]
+
+FRAME_PLAIN_BYTES = 2 << 20  # of the new file in one frame
+FRAME_PREFIX_BYTES = 4 << 20  # of the old one
+# bsdiff's suffix array takes some 16 bytes a byte of the old file.
+MAX_BSDIFF_BYTES = 160 << 20
+FAST_BSDIFF_BYTES = 1 << 20
+_READ_BYTES = 1 << 20
+# (lc, lp, pb) worth trying, by section.
+PROPERTIES = {
+    sections.META: ((3, 0, 0), (0, 0, 0)),
+    sections.CONTROL: ((3, 0, 0), (0, 0, 0)),
+    sections.DIFF: ((3, 0, 0), (0, 2, 2)),
+    sections.EXTRA: ((3, 0, 0), (0, 2, 2)),
+    sections.LITERAL: ((3, 0, 0),),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How much work the maker puts in."""
+
+    fast: bool = False
+    jobs: int = 1
+    codecs: frozenset[str] = frozenset(("bsdiff", "zstd"))
+
+
+class Bsdiff(NamedTuple):
+    triples: list[Triple]
+    diff: bytes
+    extra: bytes
+
+
+class Frame(NamedTuple):
+    plain_bytes: int
+    offset: int
+    length: int
+    data: bytes
+
+
+@dataclass(slots=True)
+class Content:
+    """How one member's content is coded, and how many bytes that is about."""
+
+    how: str  # empty, same, bsdiff, frames, literal
+    source: Place | None = None
+    bsdiff: Bsdiff | None = None
+    frames: list[Frame] = field(default_factory=list)
+    cost_bytes: int = 0
+
+
+class Line(NamedTuple):
+    """What the maker did with a file: for a table."""
+
+    path: bytes
+    size: int
+    how: str
+    source: bytes
+    cost_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A delta of one layer."""
+
+    data: bytes
+    lines: tuple[Line, ...]
+
+
+# Contents
+
+
+def bsdiff(old: bytes, new: bytes) -> Bsdiff:
+    """bsdiff's three streams, the control as numbers."""
+    control, diff, extra = core.diff(old, new)
+    triples = []
+    for add, after, seek in struct.iter_unpack("<QQQ", control):
+        triples.append((add, after, seek if seek < 1 << 63 else -(seek - (1 << 63))))
+    return Bsdiff(_without_nothing(triples), diff, extra)
+
+
+def _without_nothing(triples: list[Triple]) -> list[Triple]:
+    """A triple that adds nothing is one with the triple before it."""
+    out: list[Triple] = []
+    for add, after, seek in triples:
+        if out and not add:
+            before = out.pop()
+            out.append((before[0], before[1] + after, before[2] + seek))
+        else:
+            out.append((add, after, seek))
+    return out or [(0, 0, 0)]
+
+
+def frames(old: bytes, new: bytes, level: int) -> list[Frame]:
+    """zstd frames of a file, each with the old bytes about the same place as prefix."""
+    out = []
+    for start in range(0, len(new), FRAME_PLAIN_BYTES):
+        plain = new[start : start + FRAME_PLAIN_BYTES]
+        offset, length = 0, len(old)
+        if length > FRAME_PREFIX_BYTES:
+            middle = (start + len(plain) // 2) * len(old) // len(new)
+            length = FRAME_PREFIX_BYTES
+            offset = min(max(0, middle - length // 2), len(old) - length)
+        prefix = old[offset : offset + length]
+        log = sections.window_log_for(len(plain) + length)
+        parameters = zstandard.ZstdCompressionParameters.from_level(
+            level,
+            source_size=len(plain),
+            dict_size=length,
+            window_log=max(10, log),
+            hash_log=min(24, log + 1),
+            chain_log=min(24, log + 1),
+            format=zstandard.FORMAT_ZSTD1_MAGICLESS,
+            write_content_size=0,
+        )
+        dictionary = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+        data = zstandard.ZstdCompressor(compression_params=parameters, dict_data=dictionary).compress(plain)
+        out.append(Frame(len(plain), offset, length, data))
+    return out
+
+
+def _quick(*parts: bytes) -> int:
+    """About what parts take when they are compressed in company."""
+    data = b"".join(parts)
+    if len(data) < 1 << 16:
+        return max(0, len(zlib.compress(data, 9, -15)) - 4)
+    return len(zstandard.ZstdCompressor(level=9).compress(data))
+
+
+def choose(old: bytes | None, new: bytes, source: Place | None, settings: Settings) -> Content:
+    """The smallest coding of a file."""
+    literal_cost = _quick(new)
+    best = Content("literal", None, cost_bytes=literal_cost)
+    if old is None or not old:
+        return best
+    if "bsdiff" in settings.codecs and max(len(old), len(new)) <= (
+        FAST_BSDIFF_BYTES if settings.fast else MAX_BSDIFF_BYTES
+    ):
+        found = bsdiff(old, new)
+        cost = _quick(found.diff) + _quick(found.extra) + _quick(encode_control(found.triples[:-1]))
+        if cost < best.cost_bytes:
+            best = Content("bsdiff", source, bsdiff=found, cost_bytes=cost)
+    if "zstd" in settings.codecs and best.cost_bytes > 64:
+        made = frames(old, new, 9 if settings.fast else 19)
+        cost = sum(len(frame.data) + 8 for frame in made)
+        if cost < best.cost_bytes * 0.9:
+            best = Content("frames", source, frames=made, cost_bytes=cost)
+    return best
+
+
+# A layer
+
+
+class LayerMaker:
+    """Makes the delta of one target layer from a whole base."""
+
+    def __init__(self, index: BaseIndex, base_diff_ids: Sequence[str], target: LayerTar, settings: Settings) -> None:
+        self._index, self._target, self._settings = index, target, settings
+        self._base_diff_ids = base_diff_ids
+        self._chunks = ChunkWriter()
+        self._triples: list[Triple] = []
+        self._streams = [bytearray() for _ in range(sections.SECTIONS)]
+        self._masks: dict[int, int] = {}
+        self._layer, self._ordinal = 0, -1
+        self._source = Place(0, 0)
+        self._previous_main = self._previous_extension = ZERO_BLOCK
+        self._frame_bytes = 0
+        self._lines: list[Line] = []
+
+    def make(self, progress: Callable[[int], object] = lambda _: None) -> Made:
+        """The delta's bytes. `progress` is told the bytes of the target done."""
+        digest = hashlib.sha256()
+        for offset in range(0, self._target.total, _READ_BYTES):
+            digest.update(self._target.pread(offset, _READ_BYTES))
+        for known, reference, content in self._contents():
+            self._member(known, reference, content)
+            progress(known.member.end)
+        self._rest(self._target.members_end)
+        self._chunks.flush()
+        self._streams[sections.META] = self._chunks.out
+        self._streams[sections.CONTROL] = bytearray(encode_control(self._triples))
+        packed = []
+        for number, stream in enumerate(self._streams):
+            packed.append(sections.pack(bytes(stream), PROPERTIES.get(number, ()), self._settings.fast))
+            stream.clear()
+        head = Head(
+            self._target.total,
+            digest.digest(),
+            self._index.base.layers,
+            base_check(self._base_diff_ids),
+            self._frame_bytes,
+            tuple(section for section, _ in packed),
+        )
+        return Made(head.encode() + b"".join(data for _, data in packed), tuple(self._lines))
+
+    def _contents(self) -> Iterator[tuple[Known, Place | None, Content]]:
+        """Members with their reference and content, in order; contents are worked out a few ahead."""
+        with ThreadPoolExecutor(self._settings.jobs) as pool:
+            ahead: list[tuple[Known, Place | None, Future[Content] | Content, int]] = []
+            held = 0
+            for known in survey(self._target):
+                reference = self._index.find_like(known)
+                same = self._index.find_content(known.content) if known.content else None
+                content: Future[Content] | Content
+                weight = 0
+                if not known.content:
+                    content = Content("empty")
+                elif reference and self._index.at(reference).content == known.content:
+                    content = Content("same", reference)
+                elif same:
+                    content = Content("same", same)
+                else:
+                    source = reference if reference and self._index.at(reference).content else None
+                    source = source or self._index.find_named(known)
+                    weight = known.member.size + (self._index.at(source).member.size if source else 0)
+                    content = pool.submit(self._choose, known, source)
+                ahead.append((known, reference, content, weight))
+                held += weight
+                # Two large files at once would take twice the memory.
+                while ahead and (held > 16 << 20 or len(ahead) > 256):
+                    first = ahead.pop(0)
+                    held -= first[3]
+                    yield first[0], first[1], _done(first[2])
+            for first in ahead:
+                yield first[0], first[1], _done(first[2])
+
+    def _choose(self, known: Known, source: Place | None) -> Content:
+        new = self._target.pread(known.member.content, known.member.size)
+        old = None
+        if source:
+            old = self._index.base.read(*source, 0, self._index.at(source).member.size)
+        return choose(old, new, source, self._settings)
+
+    def _rest(self, position: int) -> None:
+        """What follows the last member: zeros, or anything."""
+        chunks = self._chunks
+        while position < self._target.total:
+            data = self._target.pread(position, _READ_BYTES)
+            zeros = len(data) - len(data.lstrip(b"\0"))
+            if zeros:
+                chunks.number(program.ITEM, program.ZEROS)
+                chunks.number(program.SIZE, zeros)
+            if zeros < len(data):
+                chunks.number(program.ITEM, program.RAW_ITEM)
+                chunks.number(program.SIZE, len(data) - zeros)
+                self._streams[sections.LITERAL] += data[zeros:]
+            position += len(data)
+            chunks.end_item()
+
+    def _member(self, known: Known, reference: Place | None, content: Content) -> None:
+        chunks, member, source = self._chunks, known.member, content.source
+        chunks.number(program.ITEM, program.MEMBER)
+        base_header = b""
+        if reference is None:
+            chunks.number(program.REF, 0)
+        else:
+            base_header = self._index.base.header(*reference)
+            if reference.layer != self._layer:
+                chunks.number(program.REF, 2 + (zigzag(reference.ordinal) << 1 | 1))
+                chunks.number(program.REF_LAYER, reference.layer)
+            elif reference.ordinal == self._ordinal + 1:
+                chunks.number(program.REF, 1)
+            else:
+                chunks.number(program.REF, 2 + (zigzag(reference.ordinal - self._ordinal - 1) << 1))
+            self._layer, self._ordinal = reference
+        own = source == reference
+        kind = {
+            "empty": program.EMPTY,
+            "literal": program.LITERAL_CONTENT,
+            "same": program.SAME_FILE if own else program.COPY,
+            "bsdiff": program.BSDIFF_REF if own else program.BSDIFF,
+            "frames": program.FRAMES_REF if own else program.FRAMES_OF,
+        }[content.how]
+        chunks.number(program.KIND, kind)
+        if kind in (program.COPY, program.BSDIFF, program.FRAMES_OF):
+            assert source is not None
+            if source.layer != self._source.layer:
+                chunks.number(program.SOURCE, zigzag(source.ordinal) << 1 | 1)
+                chunks.number(program.SOURCE_LAYER, source.layer)
+            else:
+                chunks.number(program.SOURCE, zigzag(source.ordinal - self._source.ordinal) << 1)
+            self._source = source
+        if content.how == "literal":
+            chunks.number(program.SIZE, member.size)
+        elif content.how in ("bsdiff", "frames"):
+            assert source is not None
+            chunks.number(program.SIZE, zigzag(member.size - self._index.at(source).member.size))
+        self._header(self._target.pread(member.start, member.content - member.start), base_header, member.size)
+        if content.how == "literal":
+            self._streams[sections.LITERAL] += self._target.pread(member.content, member.size)
+        elif content.bsdiff:
+            self._bsdiff(content.bsdiff)
+        for frame in content.frames:
+            for number in (len(frame.data), frame.plain_bytes, frame.offset, frame.length):
+                chunks.number(program.FRAME, number)
+            self._streams[sections.FRAMES] += frame.data
+            self._frame_bytes = max(self._frame_bytes, frame.plain_bytes + frame.length)
+        if member.size:
+            origin = self._index.at(source).path if source else b""
+            self._lines.append(Line(known.path, member.size, content.how, origin, content.cost_bytes))
+        chunks.end_item()
+
+    def _bsdiff(self, found: Bsdiff) -> None:
+        *triples, (_, after, _) = found.triples
+        self._chunks.number(program.COUNT, len(found.triples))
+        self._triples += triples
+        self._triples.append((0, after, 0))  # the rest is what the size leaves
+        self._streams[sections.DIFF] += found.diff
+        self._streams[sections.EXTRA] += found.extra
+
+    def _header(self, header: bytes, base: bytes, size: int) -> None:
+        chunks = self._chunks
+        count = len(header) // BLOCK
+        chunks.number(program.BLOCKS, 0 if count == (len(base) // BLOCK or 1) else count)
+        data_blocks = 0  # of the extension member before, still to come
+        for index in range(count):
+            block = header[index * BLOCK : (index + 1) * BLOCK]
+            main = index == count - 1
+            if main:
+                against = base[-BLOCK:] or ZERO_BLOCK
+            else:
+                against = base[index * BLOCK : (index + 1) * BLOCK] if (index + 1) * BLOCK < len(base) else ZERO_BLOCK
+            if block == against:
+                chunks.number(program.MASK, SAME)
+            elif data_blocks:
+                chunks.number(program.MASK, RAW)
+                chunks.value(program.RAW_VALUES, block.rstrip(b"\0"))
+            else:
+                self._coded_block(block, against, main, size)
+            if data_blocks:
+                data_blocks -= 1
+            elif not main and is_extension(block):
+                data_blocks = padded(parse_number(block[124:136]) or 0) // BLOCK
+            if main:
+                self._previous_main = block
+
+    def _coded_block(self, block: bytes, against: bytes, main: bool, size: int) -> None:
+        chunks = self._chunks
+        previous = self._previous_main if main else self._previous_extension
+        mask, values = mask_of(block, against, previous, size if main else 0)
+        number = self._masks.get(mask, len(self._masks))
+        if number == MAX_MASKS:  # an odd tar: give the block as it is
+            chunks.number(program.MASK, RAW)
+            chunks.value(program.RAW_VALUES, block.rstrip(b"\0"))
+            return
+        chunks.number(program.MASK, FIRST_MASK + number)
+        if number == len(self._masks):
+            self._masks[mask] = number
+            chunks.number(program.NEW_MASK, mask)
+        for which, value in values:
+            chunks.value(which, value)
+        if not main:
+            self._previous_extension = block
+
+
+def _done(content: Future[Content] | Content) -> Content:
+    return content.result() if isinstance(content, Future) else content

@@ -1,0 +1,355 @@
+"""The reader of the native format: a delta and a base in, the target tar out, in order and in bounded memory.
+
+Theory
+------
+The delta is read at offsets (it lies in a file), the base through `Base`, the target is handed out in pieces. What
+is held at any time: one decompressor with its window for each section, one chunk of columns, one piece of at most
+PIECE_BYTES of output with the part of the base it is made from, and, for a zstd frame, its prefix and its content.
+The head says how much that is; a reader refuses what is over its budget before it takes any.
+
+No number of the delta is used before it was checked against what it counts: sizes against the target's size and the
+section's rest, positions against the member of the base. The whole is checked against the target's digest at the
+end: whoever writes what comes out must not use it before this generator has returned.
+
+Source: FORMAT.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from array import array
+from collections.abc import Iterator, Sequence
+
+import zstandard
+from bsdiff4 import core
+
+from delta import program, sections
+from delta.base import Base
+from delta.errors import Malformed, OverBudget, WrongBase, WrongResult
+from delta.headers import FIRST_MASK, MAX_MASKS, RAW, SAME, ZERO_BLOCK, Mask
+from delta.program import Chunk, read_chunks
+from delta.sections import Head, ReadAt, SectionReader, decode_head, unzigzag
+from delta.tarmembers import BLOCK, MAX_HEADER_BLOCKS, padded
+
+PIECE_BYTES = 1 << 19
+CONTROL_CHUNK = 4096  # control triples
+DEFAULT_BUDGET_BYTES = 48 << 20
+# Beside the head's `memory_bytes`: a chunk decoded, pieces of output and of the base.
+OWN_BYTES = 8 << 20
+_ZEROS = bytes(PIECE_BYTES)
+_SIGN = 1 << 63  # bsdiff's integers are sign and magnitude
+
+
+def base_check(diff_ids: Sequence[str]) -> bytes:
+    """Eight bytes that tell two lists of base layers apart: of the SHA-256 of their diff_ids, a line each."""
+    return hashlib.sha256("".join(f"{each}\n" for each in diff_ids).encode()).digest()[:8]
+
+
+def read_head(read_at: ReadAt) -> tuple[Head, int]:
+    """The head of a delta and where its sections start."""
+    return decode_head(read_at(0, sections.MAX_HEAD_BYTES))
+
+
+def apply(
+    read_at: ReadAt, base: Base, *, budget_bytes: int = DEFAULT_BUDGET_BYTES, check: bytes | None = None
+) -> Iterator[bytes]:
+    """The target tar in pieces of some 512 KiB; only when it ends without an error is it the target.
+
+    Args:
+        check: `base_check` of the base, when the caller knows its diff_ids.
+
+    Raises:
+        Malformed, Unsupported: the delta is not one. OverBudget: it needs more memory than `budget_bytes`.
+        WrongBase: it is for another base. WrongResult: what came out has another digest.
+    """
+    head, start = read_head(read_at)
+    if head.memory_bytes + OWN_BYTES > budget_bytes:
+        raise OverBudget(f"native delta: needs {head.memory_bytes + OWN_BYTES} bytes of {budget_bytes}")
+    if head.base_layers != base.layers or (check is not None and check != head.base_check):
+        raise WrongBase("native delta: made for another base")
+    readers = []
+    for name, section in zip(sections.SECTION_NAMES, head.sections, strict=True):
+        readers.append(SectionReader(name, read_at, start, section))
+        start += section.stored_bytes
+    digest = hashlib.sha256()
+    pending: list[bytes] = []
+    held = made = 0
+    for piece in _Player(head, readers, base).play():
+        held += len(piece)
+        pending.append(piece)
+        if held >= PIECE_BYTES:
+            made += held
+            whole = b"".join(pending)
+            digest.update(whole)
+            yield whole
+            pending, held = [], 0
+    whole = b"".join(pending)
+    digest.update(whole)
+    if made + len(whole) != head.target_bytes or digest.digest() != head.target_sha256:
+        raise WrongResult("native delta: what came out is not the target")
+    if whole:
+        yield whole
+
+
+class _Player:
+    """Plays the program of one delta."""
+
+    def __init__(self, head: Head, readers: Sequence[SectionReader], base: Base) -> None:
+        self._base, self._frame_bytes = base, head.frame_bytes
+        self._meta, control, self._diff, self._extra, self._literal, self._frames = readers
+        self._control = _Control(control)
+        self._left = head.target_bytes
+        self._masks: list[Mask] = []
+        self._layer, self._ordinal = 0, -1  # of the last reference
+        self._source: tuple[int, int] = (0, 0)
+        self._previous_main = self._previous_extension = ZERO_BLOCK
+
+    def play(self) -> Iterator[bytes]:
+        for chunk in read_chunks(self._meta):
+            for item in chunk.items:
+                if item == program.MEMBER:
+                    yield from self._member(chunk)
+                elif item == program.RAW_ITEM:
+                    yield from self._literals(self._claim(next(chunk.numbers[program.SIZE])))
+                elif item == program.ZEROS:
+                    size = self._claim(next(chunk.numbers[program.SIZE]))
+                    while size:
+                        piece = _ZEROS[:size]
+                        size -= len(piece)
+                        yield piece
+                else:
+                    raise Malformed(f"native delta: no item {item}")
+
+    def _claim(self, size: int) -> int:
+        """Count bytes of the target before they are made."""
+        if size > self._left:
+            raise Malformed("native delta: makes more than the target")
+        self._left -= size
+        return size
+
+    def _member(self, chunk: Chunk) -> Iterator[bytes]:
+        numbers = chunk.numbers
+        reference = next(numbers[program.REF])
+        if reference:
+            if reference > 1:
+                moved = reference - 2
+                if moved & 1:
+                    self._layer, self._ordinal = next(numbers[program.REF_LAYER]), -1
+                self._ordinal += unzigzag(moved >> 1)
+            self._ordinal += 1
+            header = self._base.header(self._layer, self._ordinal)
+        else:
+            header = b""
+        kind = next(numbers[program.KIND])
+        # Which member of the base the content comes from, and how long it is.
+        if kind == program.EMPTY or kind == program.LITERAL_CONTENT:
+            size = next(numbers[program.SIZE]) if kind else 0
+            origin = None
+        else:
+            if kind in (program.SAME_FILE, program.BSDIFF_REF, program.FRAMES_REF):
+                if not reference:
+                    raise Malformed("native delta: content of a reference that is not there")
+                origin = self._layer, self._ordinal
+            elif kind in (program.COPY, program.BSDIFF, program.FRAMES_OF):
+                layer, ordinal = self._source
+                step = next(numbers[program.SOURCE])
+                if step & 1:
+                    layer, ordinal = next(numbers[program.SOURCE_LAYER]), 0
+                origin = self._source = layer, ordinal + unzigzag(step >> 1)
+            else:
+                raise Malformed(f"native delta: no content kind {kind}")
+            size = old_size = self._base.size(*origin)
+            if kind not in (program.SAME_FILE, program.COPY):
+                size += unzigzag(next(numbers[program.SIZE]))
+                if size < 0:
+                    raise Malformed("native delta: a negative size")
+        yield self._header(chunk, header, size)
+        self._claim(padded(size))
+        if origin is None:
+            if size:
+                yield from self._literals(size)
+        elif kind in (program.SAME_FILE, program.COPY):
+            for offset in range(0, size, PIECE_BYTES):
+                yield self._base.read(*origin, offset, min(PIECE_BYTES, size - offset))
+        elif kind in (program.BSDIFF_REF, program.BSDIFF):
+            yield from self._bsdiff(origin, old_size, size, next(numbers[program.COUNT]))
+        else:
+            yield from self._zstd_frames(chunk, origin, old_size, size)
+        if size % BLOCK:
+            yield _ZEROS[: BLOCK - size % BLOCK]
+
+    def _header(self, chunk: Chunk, base: bytes, size: int) -> bytes:
+        numbers = chunk.numbers
+        count = next(numbers[program.BLOCKS]) or len(base) // BLOCK or 1
+        if count > MAX_HEADER_BLOCKS:
+            raise Malformed(f"native delta: a header of {count} blocks")
+        self._claim(count * BLOCK)
+        blocks = []
+        for index in range(count):
+            main = index == count - 1
+            if main:
+                against = base[-BLOCK:] or ZERO_BLOCK
+            else:
+                against = base[index * BLOCK : (index + 1) * BLOCK] if (index + 1) * BLOCK < len(base) else ZERO_BLOCK
+            number = next(numbers[program.MASK])
+            if number == SAME:
+                block = against
+            elif number == RAW:
+                block = chunk.value(program.RAW_VALUES)
+                if len(block) > BLOCK:
+                    raise Malformed(f"native delta: a header block of {len(block)} bytes")
+                block = block.ljust(BLOCK, b"\0")
+            else:
+                number -= FIRST_MASK
+                if number == len(self._masks) < MAX_MASKS:
+                    self._masks.append(Mask(next(numbers[program.NEW_MASK])))
+                if number >= len(self._masks):
+                    raise Malformed(f"native delta: no mask {number}")
+                previous = self._previous_main if main else self._previous_extension
+                block = self._masks[number].block(against, previous, size if main else 0, chunk.value)
+                if not main:
+                    self._previous_extension = block
+            if main:
+                self._previous_main = block
+            blocks.append(block)
+        return b"".join(blocks)
+
+    def _literals(self, size: int) -> Iterator[bytes]:
+        while size:
+            piece = self._literal.read(min(size, PIECE_BYTES))
+            size -= len(piece)
+            yield piece
+
+    def _zstd_frames(self, chunk: Chunk, origin: tuple[int, int], old_size: int, size: int) -> Iterator[bytes]:
+        column = chunk.numbers[program.FRAME]
+        made = 0
+        while made < size:
+            stored, plain, offset, length = next(column), next(column), next(column), next(column)
+            if not 0 < plain <= size - made:
+                raise Malformed("native delta: a frame makes more than its file")
+            if offset + length > old_size:
+                raise Malformed("native delta: a frame's prefix reaches beyond its file")
+            if plain + length > self._frame_bytes or stored > plain + 1024:
+                raise Malformed("native delta: a frame is larger than the head says")
+            made += plain
+            prefix = self._base.read(*origin, offset, length)
+            frame = self._frames.read(stored)
+            dictionary = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+            decompressor = zstandard.ZstdDecompressor(
+                dict_data=dictionary, max_window_size=1 << 27, format=zstandard.FORMAT_ZSTD1_MAGICLESS
+            )
+            try:
+                piece = decompressor.decompress(frame, max_output_size=plain)
+            except zstandard.ZstdError as error:
+                raise Malformed(f"native delta: a frame is damaged: {error}") from None
+            if len(piece) != plain:
+                raise Malformed("native delta: a frame makes too little")
+            yield piece
+
+    def _bsdiff(self, origin: tuple[int, int], old_size: int, size: int, count: int) -> Iterator[bytes]:
+        position = made = 0  # in the old file, in the new one
+        ranges: list[tuple[int, int, int]] = []  # (old position, bytes added to it, bytes after it)
+        room = PIECE_BYTES
+        last = count - 1
+        for index, (add, extra, seek) in enumerate(self._control.triples(count)):
+            if index == last:
+                add, seek = size - made - extra, 0
+            made += add + extra
+            if add < 0 or made > size or not 0 <= position <= old_size - add:
+                raise Malformed("native delta: a control triple reaches beyond its file")
+            end = position + add
+            if add + extra < room:
+                ranges.append((position, add, extra))
+                room -= add + extra
+            else:
+                while add or extra:
+                    adding = min(add, room)
+                    after = min(extra, room - adding) if adding == add else 0
+                    ranges.append((position, adding, after))
+                    position += adding
+                    add, extra, room = add - adding, extra - after, room - adding - after
+                    if not room:
+                        yield self._bsdiff_piece(origin, ranges)
+                        ranges, room = [], PIECE_BYTES
+            position = end + seek
+        if made != size:
+            raise Malformed("native delta: control triples make too little")
+        if ranges:
+            yield self._bsdiff_piece(origin, ranges)
+
+    def _bsdiff_piece(self, origin: tuple[int, int], ranges: list[tuple[int, int, int]]) -> bytes:
+        """At most PIECE_BYTES of a file, out of ranges that were checked."""
+        adding = sum(add for _, add, _ in ranges)
+        extra = self._extra.read(sum(after for _, _, after in ranges))
+        if not adding:
+            return extra
+        diff = self._diff.read(adding)
+        lowest = min(position for position, add, _ in ranges if add)
+        highest = max(position + add for position, add, _ in ranges if add)
+        if len(ranges) == 1 and not extra and not diff.strip(b"\0"):
+            return self._base.read(*origin, lowest, adding)
+        control: list[int] = []
+        if highest - lowest <= 4 * PIECE_BYTES:
+            old = self._base.read(*origin, lowest, highest - lowest)
+            at = 0
+            for position, add, after in ranges:
+                if add:  # the seek before it belongs to the triple before it
+                    seek = position - lowest - at
+                    control += (0, 0, seek if seek >= 0 else -seek | _SIGN) if seek else ()
+                    at = position - lowest + add
+                control += (add, after, 0)
+        else:
+            # Far apart: the old bytes put side by side, so that memory stays bounded.
+            old = b"".join([self._base.read(*origin, position, add) for position, add, _ in ranges if add])
+            for _, add, after in ranges:
+                control += (add, after, 0)
+        packed = struct.pack(f"<{len(control)}Q", *control)
+        return core.patch(old, adding + len(extra), packed, diff, extra)  # type: ignore[no-any-return]
+
+
+class _Control:
+    """The control triples of all files: chunks of byte planes."""
+
+    def __init__(self, section: SectionReader) -> None:
+        self._section = section
+        self._triples: Iterator[tuple[int, int, int]] = iter(())
+
+    def triples(self, count: int) -> Iterator[tuple[int, int, int]]:
+        """The next `count` triples."""
+        while count:
+            for triple in self._triples:
+                yield triple
+                count -= 1
+                if not count:
+                    return
+            if not count:
+                return
+            number = min(CONTROL_CHUNK, self._section.left // 12)
+            if not number:
+                raise Malformed("native delta: too few control triples")
+            self._triples = iter(decode_control(self._section.read(12 * number)))
+
+
+def decode_control(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """The triples of one chunk: three columns of 32 bits, each as four planes, the lowest byte first."""
+    number = len(data) // 12
+    columns = []
+    for column, sort in enumerate("IIi"):
+        plain = bytearray(4 * number)
+        for plane in range(4):
+            start = (4 * column + plane) * number
+            plain[plane::4] = data[start : start + number]
+        columns.append(array(sort, bytes(plain)))  # little-endian machines only, as are all that run this
+    return zip(*columns, strict=True)
+
+
+def encode_control(triples: Sequence[tuple[int, int, int]]) -> bytes:
+    """The inverse, all chunks."""
+    out = bytearray()
+    for start in range(0, len(triples), CONTROL_CHUNK):
+        for sort, column in zip("IIi", zip(*triples[start : start + CONTROL_CHUNK], strict=True), strict=True):
+            plain = array(sort, column).tobytes()
+            for plane in range(4):
+                out += plain[plane::4]
+    return bytes(out)
