@@ -12,8 +12,8 @@ the contents of files and throws the rest away; a *tar-split* is that rest. It i
 
 On disk: MAGIC, then records, each `kind:u8 length:u32` and a body, little-endian; the caller compresses the whole.
 Not the JSON lines of vbatts/tar-split, which the engine we replace keeps: nothing but that engine reads its files, and
-base64 cuts the headers at other places each time, so that those of 20,000 files compress to 1.45 times the size and
-take four times as long to write (`python -m tests.bench.layers`). The records say the same.
+base64 cuts the headers at other places each time, so that those of 20,000 files take a third more
+space compressed and several times as long to write (`python -m tests.bench.layers`). The records say the same.
 
 Caveats:
 - A path that occurs twice in one tar has only its last content on disk. The extractor keeps what it must overwrite
