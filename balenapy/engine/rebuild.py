@@ -26,7 +26,6 @@ from balenapy.core.sidecar import (
 from balenapy.errors import EngineError
 from balenapy.linux import durable
 from balenapy.stores import leases
-from balenapy.stores.db import Origin
 from balenapy.stores.images import Document, ImageRecord, ReferenceRecord
 from balenapy.stores.snapshots import Layer
 
@@ -40,19 +39,16 @@ LEASE = "rebuild"
 
 async def rebuild(engine: Engine) -> None:
     """Take back every layer that no row names, then the images that are complete. Ends soon when there are none."""
-    if engine.db.origin is Origin.KEPT:
-        return
     paths = engine.snapshots.unclaimed
+    if not paths:
+        return
     try:
-        if not paths:
-            await engine.db.settled()
-            return
         log.warning("rebuilding from what stands beside the layers directories=%d", len(paths))
         layers = await _rebuild_layers(engine, paths)
         images = await _rebuild_images(engine)
         log.warning("rebuilt layers=%d images=%d", layers, images)
         await engine.images.leases.drop(LEASE)
-        await engine.db.settled()
+        await engine.snapshots.claimed()
         engine.images.collector.wake()
     except Exception:  # a background job must not end the daemon
         log.exception("rebuilding failed")

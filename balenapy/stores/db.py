@@ -132,7 +132,7 @@ class Database:
             self._changed.set()
 
     def _remember(self, origin: Origin) -> Origin:
-        """Until `settled`, a restart still knows that rows were lost."""
+        """Until it is `settled`, a restart still knows that rows were lost."""
         ((known,),) = self.query("SELECT max(value) FROM setting WHERE name = 'origin'")
         if origin is Origin.KEPT:
             return Origin(known) if known is not None else origin
@@ -145,7 +145,13 @@ class Database:
 
     async def settled(self) -> None:
         """Say that everything was found again that can be."""
-        await self.transaction(lambda connection: connection.execute("DELETE FROM setting WHERE name = 'origin'"))
+        await self.transaction(_forget_origin)
+        self.origin = Origin.KEPT
+
+    def settled_nowait(self) -> None:
+        """`settled` in the calling thread: for start."""
+        self.transaction_nowait(_forget_origin)
+        self.origin = Origin.KEPT
 
     @classmethod
     def open(cls, path: Path) -> Database:
@@ -289,6 +295,10 @@ class Database:
             except (sqlite3.Error, OSError) as error:
                 log.warning("no standby copy of the database error=%s", error)
         self._connection.close()
+
+
+def _forget_origin(connection: sqlite3.Connection) -> None:
+    connection.execute("DELETE FROM setting WHERE name = 'origin'")
 
 
 def standby_of(path: Path) -> Path:

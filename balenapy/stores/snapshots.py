@@ -155,6 +155,8 @@ class Snapshots:
                 if path not in self._unclaimed:
                     self.put_aside_nowait(path)
             abandoned = []
+            if not self._unclaimed:
+                self._db.settled_nowait()
         for path in abandoned:
             log.info("abandoned snapshot directory path=%s", path)
         self.trash.discard_nowait(*abandoned)
@@ -193,8 +195,13 @@ class Snapshots:
 
     @property
     def unclaimed(self) -> tuple[Path, ...]:
-        """Directories of layers whose rows were lost; `commit` or `put_aside_nowait` each."""
+        """Directories of layers whose rows were lost; `commit` or `put_aside_nowait` each, then `claimed`."""
         return tuple(self._unclaimed)
+
+    async def claimed(self) -> None:
+        """Say that every unclaimed directory has been dealt with."""
+        self._unclaimed = []
+        await self._db.settled()
 
     def _unmount_views(self) -> None:
         self._views.mkdir(mode=0o700, parents=True, exist_ok=True)

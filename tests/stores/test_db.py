@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
     path = tmp_path / "meta.db"
     db = Database.open(path)
     db.transaction_nowait(put)
-    trio.run(db.settled)
+    db.settled_nowait()
     db.close()
     return path
 
@@ -81,7 +81,7 @@ def test_a_damaged_file_gives_way_to_its_copy(path: Path, damage: Callable[[Path
     assert reopened(path) == (Origin.STANDBY, [("a", "b")])
     assert reopened(path) == (Origin.STANDBY, [("a", "b")]), "until it is settled"
     db = Database.open(path)
-    trio.run(db.settled)
+    db.settled_nowait()
     db.close()
     assert reopened(path) == (Origin.KEPT, [("a", "b")])
     if damage is not Path.unlink:
