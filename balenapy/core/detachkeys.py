@@ -43,6 +43,8 @@ class KeyFilter:
 
     def feed(self, data: bytes) -> bytes:
         """What comes after the sequence is dropped."""
+        if not self._keys:
+            return data
         passed = bytearray()
         for byte in data:
             if byte == self._keys[self._matched]:

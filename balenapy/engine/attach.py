@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from balenapy.core.detachkeys import KeyFilter
+from balenapy.core.detachkeys import DEFAULT_KEYS, KeyFilter
 from balenapy.core.stdcopy import frame
 from balenapy.errors import SystemFailure
 from balenapy.linux.conmon import STDOUT, AttachSocket, Bundle
@@ -39,7 +39,7 @@ class AttachOptions:
     stderr: bool = False
     stream: bool = False
     logs: bool = False
-    detach_keys: bytes = b""
+    detach_keys: bytes = DEFAULT_KEYS
     multiplexed: bool = True  # stdcopy frames; a terminal or a WebSocket has raw bytes
 
 

@@ -256,8 +256,7 @@ class Execs:
                 found.pid, found.running = handle.pid, True
                 found.ready.set()
                 started.set()
-                await self._follow(found, handle, starting)
-                code = handle.reap() or 0
+                code = await self._follow(found, handle, starting)
         except Exception as error:  # the wall around one exec
             log.exception("exec failed container=%s exec=%s", found.container.short_id, found.id[:12])
             outcome.append(SystemFailure(str(error)))
@@ -275,13 +274,16 @@ class Execs:
                     found.container, "exec_die", execID=found.id, exitCode=str(code)
                 )
 
-    async def _follow(self, found: Exec, handle: ProcessHandle, starting: _Starting) -> None:
+    async def _follow(self, found: Exec, handle: ProcessHandle, starting: _Starting) -> int:
         async with trio.open_nursery() as nursery:
             for stream, source in starting.outputs:
                 nursery.start_soon(_move_output, found, stream, source)
             await handle.wait()
+            # At once: until it is reaped, the first process of its namespace cannot end.
+            code = handle.reap() or 0
             # What it started may hold the pipes open; moby gives that two seconds.
             nursery.cancel_scope.deadline = trio.current_time() + OUTPUT_GRACE_S
+        return code
 
     async def _process_spec(self, found: Exec, run: Run) -> dict[str, Any]:
         return await trio.to_thread.run_sync(
