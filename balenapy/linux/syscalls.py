@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import re
 import stat
@@ -141,6 +142,8 @@ def mount_overlay(
         bind_mount(lower[0], target, read_only=True)  # an overlay needs two layers
         return
     flags = MS_RDONLY if upper is None else 0
+    if upper is not None:
+        options = ",".join(part for part in (options, *_overlay_exceptions()) if part)
     plain = _overlay_data([os.fsdecode(path) for path in lower], upper, work, options)
     special = any(c in os.fsdecode(path) for path in (*lower, upper or "", work or "") for c in ":,\\")
     if len(os.fsencode(plain)) <= _MOUNT_DATA_MAX and not special:
@@ -163,6 +166,24 @@ def mount_overlay(
     finally:
         for fd in fds:
             os.close(fd)
+
+
+@functools.cache
+def _overlay_exceptions() -> tuple[str, ...]:
+    """Switch off what some kernels do by default: with it an upper directory does not stand for itself.
+
+    A directory that was renamed, or a file of which only the owner changed, would be there by name alone, its content
+    somewhere below: no layer could be made of that. Source: moby daemon/graphdriver/overlay2/check.go.
+    """
+    found = []
+    for name in ("redirect_dir", "metacopy"):
+        try:
+            with open(f"/sys/module/overlay/parameters/{name}") as file:
+                if file.read(1) == "Y":
+                    found.append(f"{name}=off")
+        except FileNotFoundError:  # an older kernel, which cannot do it at all
+            continue
+    return tuple(found)
 
 
 def _overlay_data(lower: Sequence[str], upper: PathLike | None, work: PathLike | None, options: str) -> str:
