@@ -30,7 +30,7 @@ def make_rootfs(path: Path) -> Path:
     (path / "etc" / "passwd").write_text("root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home:/bin/sh\n")
     (path / "etc" / "group").write_text("root:x:0:\nuser:x:1000:\n")
     shutil.copy("/usr/bin/busybox", path / "bin" / "busybox")
-    for name in "sh pwd sleep cat echo true false ls stty tty id kill head dd yes seq ps printf wc env".split():
+    for name in "sh pwd tr sleep cat echo true false ls stty tty id kill head dd yes seq ps printf wc env".split():
         (path / "bin" / name).symlink_to("busybox")
     return path
 

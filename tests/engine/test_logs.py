@@ -1,0 +1,189 @@
+"""Logs of real containers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import trio
+
+from balenapy.core.container import Container
+from balenapy.engine import logs as logs_module
+from balenapy.engine.logs import LogOptions, ring_size
+from balenapy.errors import InvalidParameter, SystemFailure, Unsupported
+from tests.engine.process_rig import Rig, frames, open_rig
+from tests.trio_tests import trio_test
+
+pytestmark = pytest.mark.root
+
+
+async def _finished(rig: Rig, *command: str, **body: object) -> Container:
+    container = await rig.run(*command, **body)
+    await rig.wait(container)
+    await rig.settled(container)
+    return container
+
+
+@trio_test
+async def test_tail_since_until_and_streams_choose(tmp_path: Path) -> None:
+    async with open_rig(tmp_path) as rig:
+        container = await _finished(rig, "sh", "-c", "for i in 1 2 3 4 5 6; do echo $i; sleep 0.02; done; echo e >&2")
+
+        assert frames(await rig.output(container)) == {1: b"1\n2\n3\n4\n5\n6\n", 2: b"e\n"}
+        assert frames(await rig.output(container, stderr=False)) == {1: b"1\n2\n3\n4\n5\n6\n"}
+        assert frames(await rig.output(container, tail=3)) == {1: b"5\n6\n", 2: b"e\n"}
+        assert frames(await rig.output(container, tail=3, stdout=False)) == {2: b"e\n"}
+        assert await rig.output(container, tail=0) == b""
+        stamped = frames(await rig.output(container, timestamps=True, stderr=False))[1].splitlines()
+        assert all(re.fullmatch(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z \d", line) for line in stamped)
+        third = _parse(stamped[2])
+        assert frames(await rig.output(container, since_ns=third)) == {1: b"3\n4\n5\n6\n", 2: b"e\n"}
+        assert frames(await rig.output(container, until_ns=third)) == {1: b"1\n2\n3\n"}
+        assert frames(await rig.output(container, since_ns=third, until_ns=third)) == {1: b"3\n"}
+
+
+def _parse(line: bytes) -> int:
+    from balenapy.core.conmonlog import parse_time
+
+    found = parse_time(line[:29] + b"+00:00")
+    assert found is not None
+    return found
+
+
+@trio_test
+async def test_long_lines_are_cut_and_a_last_line_without_end_is_kept(tmp_path: Path) -> None:
+    async with open_rig(tmp_path) as rig:
+        script = "head -c 40000 /dev/zero | tr '\\0' x; echo; printf last"
+        container = await _finished(rig, "sh", "-c", script)
+        text = frames(await rig.output(container))[1]
+
+        assert text == b"x" * 40000 + b"\nlast"
+        assert frames(await rig.output(container, tail=1)) == {1: b"last"}
+        assert len(frames(await rig.output(container, tail=2))[1]) == 40000 - 32768 + 1 + 4
+
+
+@trio_test
+async def test_binary_output_comes_back_as_it_was(tmp_path: Path) -> None:
+    async with open_rig(tmp_path) as rig:
+        container = await _finished(rig, "head", "-c", "100000", "/bin/busybox")
+
+        expected = Path("/usr/bin/busybox").read_bytes()[:100000]  # noqa: ASYNC240
+        assert frames(await rig.output(container))[1] == expected
+
+
+@trio_test
+async def test_a_terminal_has_no_frames(tmp_path: Path) -> None:
+    async with open_rig(tmp_path) as rig:
+        container = await _finished(rig, "echo", "hi", Tty=True)
+
+        assert await rig.output(container) == b"hi\r\n"
+
+
+@trio_test
+async def test_details_show_labels_and_variables_by_name(tmp_path: Path) -> None:
+    async with open_rig(tmp_path) as rig:
+        config = {"Type": "json-file", "Config": {"labels": "b,missing", "env": "A"}}
+        container = await _finished(
+            rig, "echo", "x", Env=["A=1 2", "C=3"], Labels={"b": "x&y"}, HostConfig={"LogConfig": config}
+        )
+
+        assert frames(await rig.output(container, details=True)) == {1: b"A=1+2,b=x%26y x\n"}
+        plain = await _finished(rig, "echo", "x")
+        assert frames(await rig.output(plain, details=True)) == {1: b" x\n"}
+
+
+@trio_test
+async def test_following_sees_lines_as_they_come_and_ends_with_the_run(tmp_path: Path) -> None:
+    async with open_rig(tmp_path) as rig:
+        script = "echo one; while read x; do echo $x; done"
+        container = await rig.run("sh", "-c", script, OpenStdin=True, StdinOnce=True)
+        send, receive = trio.open_memory_channel[bytes](0)
+        from tests.engine.test_attach import attached
+
+        async def follow() -> None:
+            async with send:
+                await rig.logs.read(container, LogOptions(follow=True), send.send)
+
+        async with trio.open_nursery() as nursery, attached(rig, container) as client:
+            nursery.start_soon(follow)
+            with trio.fail_after(10):
+                assert frames(await receive.receive()) == {1: b"one\n"}
+                started = trio.current_time()
+                await client.send_all(b"two\n")
+                assert frames(await receive.receive()) == {1: b"two\n"}
+                assert trio.current_time() - started < 0.5
+                await client.send_eof()
+                assert [chunk async for chunk in receive] == []
+        assert not rig.logs._running
+
+
+@trio_test
+async def test_a_slow_follower_does_not_stop_the_container(tmp_path: Path) -> None:
+    async with open_rig(tmp_path) as rig:
+        container = await rig.create("seq", "100000")
+        blocked = trio.Event()
+
+        async def never(_: bytes) -> None:
+            blocked.set()
+            await trio.sleep_forever()
+
+        async with trio.open_nursery() as nursery:
+            await rig.supervisors.start(container)
+            nursery.start_soon(rig.logs.read, container, LogOptions(follow=True), never)
+            assert await rig.wait(container) == 0
+            nursery.cancel_scope.cancel()
+        await rig.settled(container)
+        assert frames(await rig.output(container, tail=1)) == {1: b"100000\n"}
+
+
+@trio_test
+async def test_nothing_is_lost_of_what_a_ring_can_hold(tmp_path: Path) -> None:
+    async with open_rig(tmp_path) as rig:
+        options = {"Type": "json-file", "Config": {"max-size": "8m", "max-file": "2"}}
+        container = await _finished(rig, "seq", "200000", HostConfig={"LogConfig": options})
+
+        text = frames(await rig.output(container))[1]
+        assert text == b"".join(b"%d\n" % number for number in range(1, 200001))
+        size = rig.logs.path(container).stat().st_size
+        assert 15 << 20 < size <= 16 << 20
+
+
+@trio_test
+async def test_a_container_without_output_has_no_file(tmp_path: Path) -> None:
+    async with open_rig(tmp_path) as rig:
+        container = await _finished(rig, "true")
+        assert not rig.logs.path(container).exists()
+        assert await rig.output(container) == b""
+
+
+@trio_test
+async def test_drivers_that_cannot_be_read(tmp_path: Path) -> None:
+    async with open_rig(tmp_path) as rig:
+        container = await _finished(rig, "echo", "x", HostConfig={"LogConfig": {"Type": "none"}})
+        with pytest.raises(Unsupported, match="configured logging driver does not support reading"):
+            await rig.output(container)
+        container.host_config.log_config.type = "zzz"
+        with pytest.raises(SystemFailure, match="no log driver named 'zzz' is registered"):
+            await rig.supervisors.start(container)
+
+
+@trio_test
+async def test_an_idle_log_is_drained_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs_module, "BATCH_S", 0.1)
+    async with open_rig(tmp_path) as rig:
+        container = await rig.run("sh", "-c", "echo x; sleep 1000")
+        running = rig.logs._running[container.id]
+        with trio.fail_after(5):
+            while running.drain.waiting_bytes:  # noqa: ASYNC110
+                await trio.sleep(0.02)
+        assert rig.logs.path(container).exists()
+
+
+def test_sizes_of_log_options() -> None:
+    assert ring_size({}) == 1 << 20
+    assert ring_size({"max-size": "10m"}) == 10 << 20
+    assert ring_size({"max-size": "10m", "max-file": "3"}) == 30 << 20
+    assert ring_size({"max-size": "1g", "max-file": "3"}) == 64 << 20
+    with pytest.raises(InvalidParameter, match="invalid log option"):
+        ring_size({"max-size": "zz"})
