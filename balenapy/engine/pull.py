@@ -385,6 +385,7 @@ class _Pull:
                         image=sidecar if position == len(layers) - 1 else None,
                     )
                     nursery.start_soon(task.run)
+                    await task.queued.wait()  # the bottom layer first: the others wait for it at the end
         except EngineError as error:
             # What a registry or the way to it refuses today may go on tomorrow; a lie or a full disk does not.
             if not (error.retryable or isinstance(error, RegistryError)):
@@ -597,12 +598,15 @@ class _LayerPull:
         self._ready = ready
         self._done = done
         self._image = image
+        self.queued = trio.Event()  # it has its place among those who wait for a download slot, or needs none yet
 
     async def run(self) -> None:
         """Fetch, unpack, verify, wait for the layer below, commit.
 
         Cancellation: nothing is left but the staged prefix.
         """
+        if self._engine.locks.is_held(f"chain/{self._chain_id}"):  # by another pull
+            self.queued.set()
         async with self._pull.pulls.transfer(self._chain_id, self._watcher) as transfer:
             if await self._is_done_already():
                 self._watcher.received(self._layer.size_bytes)
@@ -619,6 +623,7 @@ class _LayerPull:
                     raise
                 transfer.received(self._layer.size_bytes)
                 transfer.step(PULLED)
+        self.queued.set()
         self._done.set()
 
     async def _is_done_already(self) -> bool:
@@ -637,7 +642,10 @@ class _LayerPull:
     async def _bring(self, transfer: _Transfer) -> Layer:
         """Fetch and unpack; a staged prefix that turns out wrong is thrown away and all of it fetched again."""
         slots = self._pull.pulls.slots
+        if self._engine.locks.is_held(f"blob/{self._layer.digest}"):
+            self.queued.set()
         async with self._engine.locks(f"blob/{self._layer.digest}"):
+            self.queued.set()
             if slots.available_tokens == 0:
                 self._watcher.step("Waiting")
             async with slots:

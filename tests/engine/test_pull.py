@@ -125,6 +125,16 @@ async def test_layers_that_are_here_are_not_fetched(tmp_path: Path, registry: Fa
 
 
 @trio_test
+async def test_layers_are_fetched_from_the_bottom(tmp_path: Path, registry: FakeRegistry) -> None:
+    image = layered()
+    registry.add("team/app", "1", image)
+    async with image_engine(tmp_path, max_concurrent_downloads=1) as engine:
+        await pull(engine, f"{registry.host}/team/app:1")
+        fetched = [request.path.rpartition("/")[2] for request in registry.seen("GET .*/blobs/")]
+        assert fetched == [image.config_blob.digest, *(layer.digest for layer in image.layers)]
+
+
+@trio_test
 async def test_all_tags_are_pulled_when_none_is_given(tmp_path: Path, registry: FakeRegistry) -> None:
     registry.add("team/app", "1", layered())
     registry.add("team/app", "2", busybox())
