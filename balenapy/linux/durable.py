@@ -10,13 +10,15 @@ Functions here block; call them in a thread of the `files` limiter. They raise `
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from balenapy.linux import syscalls
+
+DEEPEST = 50  # levels of directories that are open at once while a tree is removed
 
 _hook: Callable[[str], None] | None = None
 
@@ -104,11 +106,49 @@ def remove_tree(path: Path) -> None:
     try:
         is_directory = not path.is_symlink() and path.is_dir()
         if is_directory:
-            shutil.rmtree(path)
+            _empty_directory(path)
+            path.rmdir()
         else:
             path.unlink()
     except FileNotFoundError:
         return
+
+
+def _empty_directory(path: Path) -> None:
+    """Not `shutil.rmtree`: a container or a layer may nest deeper than Python recurses or we have descriptors.
+
+    What lies deeper than DEEPEST is moved up to the top, and its turn comes there.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    top = os.open(path, flags)
+
+    def empty(directory: int, depth: int) -> None:
+        found = True
+        while found:  # until a scan finds nothing: what is moved here meanwhile may be missed by the one that runs
+            found = False
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    found = True
+                    try:
+                        if not entry.is_dir(follow_symlinks=False):
+                            os.unlink(entry.name, dir_fd=directory)
+                        elif depth == DEEPEST:
+                            name = f".{secrets.token_hex(8)}"
+                            os.rename(entry.name, name, src_dir_fd=directory, dst_dir_fd=top)
+                        else:
+                            child = os.open(entry.name, flags, dir_fd=directory)
+                            try:
+                                empty(child, depth + 1)
+                            finally:
+                                os.close(child)
+                            os.rmdir(entry.name, dir_fd=directory)
+                    except FileNotFoundError:
+                        continue
+
+    try:
+        empty(top, 0)
+    finally:
+        os.close(top)
 
 
 def tree_size(path: Path) -> tuple[int, int]:
@@ -135,6 +175,9 @@ def tree_size(path: Path) -> tuple[int, int]:
                         apparent += status.st_size
         except (FileNotFoundError, NotADirectoryError):
             continue
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:  # nested deeper than a path reaches: not counted
+                raise
     return apparent, disk
 
 
