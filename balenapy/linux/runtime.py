@@ -105,15 +105,12 @@ class Runtime:
         if not self.is_runc or not fifo.exists():
             await self._run("start", cid)
             return
-        # Opened without O_NONBLOCK this would wait for ever when the init is dead.
-        fd = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            with trio.move_on_after(START_TIMEOUT_S) as scope:
-                await trio.lowlevel.wait_readable(fd)
-            if scope.cancelled_caught or not os.read(fd, 16):
-                raise SystemFailure(f"cannot start {cid}: its process does not answer")
-        finally:
-            os.close(fd)
+        with trio.move_on_after(START_TIMEOUT_S) as scope:
+            while not await _read_fifo(fifo):  # noqa: ASYNC110
+                # A signal interrupted the init's open (Go's scheduler sends them): it opens again.
+                await trio.sleep(0.001)
+        if scope.cancelled_caught:
+            raise SystemFailure(f"cannot start {cid}: its process does not answer")
         fifo.unlink(missing_ok=True)
 
     async def delete(self, cid: str, cgroup: ContainerCgroup | None = None) -> None:
@@ -153,6 +150,21 @@ class Runtime:
         if outcome.code != 0:
             message = familiar_message(runtime_message(outcome.last_words))
             raise SystemFailure(f"{self.name} {arguments[0]} failed: {message}")
+
+
+async def _read_fifo(fifo: Path) -> bytes:
+    """What a writer puts into it; b"" when one came and left without a word."""
+    # Opened without O_NONBLOCK this would wait for ever, in the way of everybody, when the init is dead.
+    fd = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        while True:
+            await trio.lowlevel.wait_readable(fd)
+            try:
+                return os.read(fd, 16)
+            except BlockingIOError:
+                continue
+    finally:
+        os.close(fd)
 
 
 class Settings(Protocol):
