@@ -73,13 +73,17 @@ def _join_cgroup(directory: str, limit: str) -> None:
 
 
 def enter(directory: str) -> None:
-    """Make `directory` the root: from here on no name leads out of it.
+    """Make `directory` the root: from here on no name leads out of it; nor does the network, where the kernel allows.
 
     Everything that will be needed is imported by now, and nothing can be imported any more: a layer may
     well bring a /usr/lib/python3.11 of its own.
     """
     os.chroot(directory)
     os.chdir("/")
+    try:
+        syscalls.unshare(syscalls.CLONE_NEWNET)
+    except OSError:
+        pass  # a kernel without, or a container around us
     sys.path.clear()
     sys.meta_path.clear()
 

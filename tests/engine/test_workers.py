@@ -234,12 +234,18 @@ async def test_a_worker_has_bounds_of_its_own(tmp_path: Path) -> None:
         with trio.fail_after(10):
             while not diff_exists(tmp_path):  # noqa: ASYNC110 (the process has set its bounds by then)
                 await trio.sleep(0.01)
+            while os.readlink(f"/proc/{pid}/root") == "/":  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            while os.readlink(f"/proc/{pid}/ns/net") == os.readlink("/proc/self/ns/net"):  # noqa: ASYNC110
+                await trio.sleep(0.01)
         limits, cgroups, nice = (read_proc(pid, name) for name in ("limits", "cgroup", "stat"))
+        root = os.readlink(f"/proc/{pid}/root")
         nursery.cancel_scope.cancel()
 
     data = next(line.split() for line in limits.splitlines() if line.startswith("Max data size"))
     assert 96 << 20 <= int(data[3]) <= 384 << 20
     assert int(nice.rpartition(")")[2].split()[16]) == 10
+    assert root == str(tmp_path / "diff")
     if Cgroups.read().has("memory"):
         assert f"/{CGROUP}/balenapy-worker-" in cgroups
 
