@@ -30,8 +30,9 @@ def encode_header(
     major: int = 0,
     minor: int = 0,
     xattrs: Mapping[bytes, bytes] | None = None,
+    owner: bytes = b"",
 ) -> bytes:
-    """The blocks before an entry's content. A directory's name gets its slash here."""
+    """The blocks before an entry's content. A directory's name gets its slash here; `owner` names user and group."""
     if kind == DIRECTORY and not name.endswith(b"/"):
         name += b"/"
     records: dict[bytes, bytes] = {}
@@ -56,7 +57,7 @@ def encode_header(
         mtime_s = 0
     for key in sorted(xattrs or ()):
         records[b"SCHILY.xattr." + key] = (xattrs or {})[key]
-    block = _block(short, kind, size, mode, uid, gid, mtime_s, link, major, minor, prefix)
+    block = _block(short, kind, size, mode, uid, gid, mtime_s, link, major, minor, prefix, owner)
     if not records:
         return block
     content = b"".join(_pax_record(key, value) for key, value in records.items())
@@ -93,12 +94,13 @@ def _block(
     major: int,
     minor: int,
     prefix: bytes,
+    owner: bytes = b"",
 ) -> bytes:
     head = b"%s%07o\0%07o\0%07o\0%011o\0%011o\0" % (name.ljust(100, b"\0"), mode, uid, gid, size, mtime_s)
     tail = b"%s%sustar\x0000%s%07o\0%07o\0%s" % (
         kind,
         link.ljust(100, b"\0"),
-        bytes(64),
+        owner.ljust(32, b"\0") * 2,
         major,
         minor,
         prefix.ljust(167, b"\0"),

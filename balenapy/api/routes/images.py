@@ -1,4 +1,4 @@
-"""Images: create (pull), list, inspect, history, tag, delete, prune."""
+"""Images: create (pull), list, inspect, history, tag, delete, prune, save, load."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from balenapy.core.filters import Filters, parse_filters
 from balenapy.core.manifest import parse_platform
 from balenapy.core.reference import parse_pull_reference
 from balenapy.engine.images import LIST_FILTERS, PRUNE_FILTERS
+from balenapy.engine.load import load
+from balenapy.engine.save import choose_images, save
 from balenapy.errors import EngineError, InvalidParameter, SystemFailure, Unsupported
 
 if TYPE_CHECKING:
@@ -69,7 +71,35 @@ def register(app: App, engine: Engine) -> None:
 
         return stream_response(produce, "application/json", head_first=False)
 
+    async def save_one(request: Request, name: str) -> StreamResponse:
+        return save_all([name])
+
+    async def save_many(request: Request) -> StreamResponse:
+        return save_all(request.args.getlist("names"))
+
+    def save_all(names: list[str]) -> StreamResponse:
+        images = choose_images(engine, names)
+
+        async def produce(write: BodyWriter) -> None:
+            await save(engine, images, write)
+
+        return stream_response(produce, "application/x-tar", head_first=False)
+
+    async def load_archive(request: Request) -> StreamResponse:
+        quiet = query.boolean(request.args, "quiet", True)
+
+        async def produce(write: BodyWriter) -> None:
+            try:
+                await load(engine, request.body, quiet=quiet, write=write)
+            except EngineError as error:
+                await write(progress.error(error.message))
+
+        return stream_response(produce, "application/json")
+
     route(app, "GET", "/images/json", summaries)
+    route(app, "GET", "/images/get", save_many)
+    route(app, "POST", "/images/load", load_archive)
+    route(app, "GET", "/images/<path:name>/get", save_one)
     route(app, "POST", "/images/create", create)
     route(app, "POST", "/images/prune", prune)
     route(app, "GET", "/images/<path:name>/json", inspect)
