@@ -135,15 +135,16 @@ def _make_librsync(old: Path, new: Path, output: Path) -> None:
         librsync.delta_from_signature(signature, new.read_bytes(), out.write)
 
 
+def _apply_librsync(delta: Path, old: Path, output: Path) -> None:
+    with old.open("rb") as base, delta.open("rb") as file, output.open("wb") as out:
+        fd = base.fileno()
+        for piece in librsync.patch(file.read, lambda at, n: os.pread(fd, n, at), os.fstat(fd).st_size):
+            out.write(piece)
+
+
 def _apply(arguments: argparse.Namespace) -> None:
     if arguments.delta.is_file():
-        with Path(arguments.old).open("rb") as old, arguments.delta.open("rb") as delta:
-            with arguments.output.open("wb") as out:
-                base = old.fileno()
-                for piece in librsync.patch(
-                    delta.read, lambda at, n: os.pread(base, n, at), os.fstat(base).st_size
-                ):
-                    out.write(piece)
+        _apply_librsync(arguments.delta, Path(arguments.old), arguments.output)
         return
     opened = artifact.open_delta(arguments.delta)
     arguments.output.mkdir(parents=True, exist_ok=True)

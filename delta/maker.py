@@ -39,6 +39,9 @@ Triple = tuple[int, int, int]
 
 FRAME_PLAIN_BYTES = 2 << 20  # of the new file in one frame
 FRAME_PREFIX_BYTES = 4 << 20  # of the old one
+FRAME_TABLES_BYTES = 80  # what a frame spends on tables
+MIN_FRAMED_COST = 48
+MAX_FRAME_FILES = 4096
 # bsdiff's suffix array takes some 16 bytes a byte of the old file.
 MAX_BSDIFF_BYTES = 160 << 20
 FAST_BSDIFF_BYTES = 1 << 20
@@ -68,22 +71,24 @@ class Bsdiff(NamedTuple):
     extra: bytes
 
 
-class Frame(NamedTuple):
-    plain_bytes: int
+class Range(NamedTuple):
+    """A part of a member of the base."""
+
+    place: Place
     offset: int
     length: int
-    data: bytes
 
 
 @dataclass(slots=True)
 class Content:
     """How one member's content is coded, and how many bytes that is about."""
 
-    how: str  # empty, same, bsdiff, frames, literal
+    how: str  # empty, same, bsdiff, framed, literal
     source: Place | None = None
     bsdiff: Bsdiff | None = None
-    frames: list[Frame] = field(default_factory=list)
     cost_bytes: int = 0
+    triples: int = 0  # of bsdiff, once its streams are pooled
+    frames: list[list[int]] = field(default_factory=list)  # the numbers of frames that begin with this file
 
 
 class Line(NamedTuple):
@@ -128,32 +133,32 @@ def _without_nothing(triples: list[Triple]) -> list[Triple]:
     return out or [(0, 0, 0)]
 
 
-def frames(old: bytes, new: bytes, level: int) -> list[Frame]:
-    """zstd frames of a file, each with the old bytes about the same place as prefix."""
-    out = []
-    for start in range(0, len(new), FRAME_PLAIN_BYTES):
-        plain = new[start : start + FRAME_PLAIN_BYTES]
-        offset, length = 0, len(old)
-        if length > FRAME_PREFIX_BYTES:
-            middle = (start + len(plain) // 2) * len(old) // len(new)
-            length = FRAME_PREFIX_BYTES
-            offset = min(max(0, middle - length // 2), len(old) - length)
-        prefix = old[offset : offset + length]
-        log = sections.window_log_for(len(plain) + length)
-        parameters = zstandard.ZstdCompressionParameters.from_level(
-            level,
-            source_size=len(plain),
-            dict_size=length,
-            window_log=max(10, log),
-            hash_log=min(24, log + 1),
-            chain_log=min(24, log + 1),
-            format=zstandard.FORMAT_ZSTD1_MAGICLESS,
-            write_content_size=0,
-        )
+def compress_frame(prefix: bytes, plain: bytes, level: int) -> bytes:
+    """A zstd frame without magic, with a prefix its matches may reach into."""
+    log = max(10, sections.window_log_for(len(plain) + len(prefix)))
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        level,
+        source_size=len(plain),
+        dict_size=len(prefix),
+        window_log=log,
+        hash_log=min(24, log + 1),
+        chain_log=min(24, log + 1),
+        format=zstandard.FORMAT_ZSTD1_MAGICLESS,
+        write_content_size=0,
+    )
+    dictionary = None
+    if len(prefix) >= 8:
         dictionary = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-        data = zstandard.ZstdCompressor(compression_params=parameters, dict_data=dictionary).compress(plain)
-        out.append(Frame(len(plain), offset, length, data))
-    return out
+    return zstandard.ZstdCompressor(compression_params=parameters, dict_data=dictionary).compress(plain)
+
+
+def frame_parts(old_bytes: int, new_bytes: int) -> Iterator[tuple[int, int, int, int]]:
+    """A large file as parts: (start, size, where the old bytes about the same place begin, how many)."""
+    for start in range(0, new_bytes, FRAME_PLAIN_BYTES):
+        size = min(FRAME_PLAIN_BYTES, new_bytes - start)
+        length = min(old_bytes, FRAME_PREFIX_BYTES)
+        middle = (start + size // 2) * old_bytes // new_bytes
+        yield start, size, min(max(0, middle - length // 2), old_bytes - length), length
 
 
 def _quick(*parts: bytes) -> int:
@@ -177,12 +182,76 @@ def choose(old: bytes | None, new: bytes, source: Place | None, settings: Settin
         cost = _quick(found.diff) + _quick(found.extra) + _quick(encode_control(found.triples[:-1]))
         if cost < best.cost_bytes:
             best = Content("bsdiff", source, bsdiff=found, cost_bytes=cost)
-    if "zstd" in settings.codecs and best.cost_bytes > 64:
-        made = frames(old, new, 9 if settings.fast else 19)
-        cost = sum(len(frame.data) + 8 for frame in made)
-        if cost < best.cost_bytes * 0.9:
-            best = Content("frames", source, frames=made, cost_bytes=cost)
+    if "zstd" in settings.codecs and best.cost_bytes > MIN_FRAMED_COST:
+        level = 9 if settings.fast else 19
+        cost = 0
+        for start, size, offset, length in frame_parts(len(old), len(new)):
+            cost += len(compress_frame(old[offset : offset + length], new[start : start + size], level))
+        # In company, a small file's frame needs no tables of its own.
+        cost -= min(FRAME_TABLES_BYTES, cost // 3)
+        if cost < best.cost_bytes * 0.95:
+            best = Content("framed", source, cost_bytes=cost)
     return best
+
+
+class _Frames:
+    """Gathers the files that frames make, in order: small ones together, large ones in parts."""
+
+    def __init__(self, index: BaseIndex, level: int) -> None:
+        self._index, self._level = index, level
+        self.stream = bytearray()
+        self._owner: Content | None = None
+        self.largest_bytes = 0
+        self._source = Place(0, 0)
+        self._ranges: list[Range] = []
+        self._plain: list[bytes] = []
+        self._plain_bytes = self._prefix_bytes = 0
+
+    def add(self, content: Content, source: Place, new: bytes) -> None:
+        """Take a file in."""
+        old_bytes = self._index.at(source).member.size
+        if len(new) > FRAME_PLAIN_BYTES or old_bytes > FRAME_PREFIX_BYTES:
+            self.flush()
+            for start, size, offset, length in frame_parts(old_bytes, len(new)):
+                self._take(content, Range(source, offset, length), new[start : start + size])
+                self.flush()
+            return
+        full = self._plain_bytes + len(new) > FRAME_PLAIN_BYTES or self._prefix_bytes + old_bytes > FRAME_PREFIX_BYTES
+        if full or len(self._plain) == MAX_FRAME_FILES:
+            self.flush()
+        self._take(content, Range(source, 0, old_bytes), new)
+
+    def _take(self, content: Content, part: Range, new: bytes) -> None:
+        if not self._plain:
+            self._owner = content
+        self._ranges.append(part)
+        self._plain.append(new)
+        self._plain_bytes += len(new)
+        self._prefix_bytes += part.length
+
+    def flush(self) -> None:
+        if not self._plain or self._owner is None:
+            return
+        prefix = b"".join([self._index.base.read(*part.place, part.offset, part.length) for part in self._ranges])
+        data = compress_frame(prefix, b"".join(self._plain), self._level)
+        numbers = [len(data), self._plain_bytes, len(self._ranges)]
+        layer, ordinal = self._source
+        for place, offset, length in self._ranges:
+            partial = (offset, length) != (0, self._index.at(place).member.size)
+            flags = (place.layer != layer) | partial << 1
+            if place.layer != layer:
+                numbers += zigzag(place.ordinal) << 2 | flags, place.layer
+            else:
+                numbers.append(zigzag(place.ordinal - ordinal) << 2 | flags)
+            layer, ordinal = place
+            if partial:
+                numbers += offset, length
+        self._source = Place(layer, ordinal)
+        self._owner.frames.append(numbers)
+        self.stream += data
+        self.largest_bytes = max(self.largest_bytes, self._plain_bytes + self._prefix_bytes)
+        self._ranges, self._plain = [], []
+        self._plain_bytes = self._prefix_bytes = 0
 
 
 # A layer
@@ -201,7 +270,6 @@ class LayerMaker:
         self._layer, self._ordinal = 0, -1
         self._source = Place(0, 0)
         self._previous_main = self._previous_extension = ZERO_BLOCK
-        self._frame_bytes = 0
         self._lines: list[Line] = []
 
     def make(self, progress: Callable[[int], object] = lambda _: None) -> Made:
@@ -209,9 +277,22 @@ class LayerMaker:
         digest = hashlib.sha256()
         for offset in range(0, self._target.total, _READ_BYTES):
             digest.update(self._target.pread(offset, _READ_BYTES))
+        frames = _Frames(self._index, 9 if self._settings.fast else 19)
+        members = []
         for known, reference, content in self._contents():
-            self._member(known, reference, content)
+            members.append((known, reference, content))
+            if content.how == "literal":
+                self._streams[sections.LITERAL] += self._target.pread(known.member.content, known.member.size)
+            elif content.how == "framed" and content.source:
+                frames.add(content, content.source, self._target.pread(known.member.content, known.member.size))
+            elif content.bsdiff:
+                self._pool(content)
             progress(known.member.end)
+        frames.flush()
+        self._streams[sections.FRAMES] = frames.stream
+        # Only now: the numbers of a frame stand at its first file, and are known when its last file is.
+        for known, reference, content in members:
+            self._member(known, reference, content)
         self._rest(self._target.members_end)
         self._chunks.flush()
         self._streams[sections.META] = self._chunks.out
@@ -225,7 +306,7 @@ class LayerMaker:
             digest.digest(),
             self._index.base.layers,
             base_check(self._base_diff_ids),
-            self._frame_bytes,
+            frames.largest_bytes,
             tuple(section for section, _ in packed),
         )
         return Made(head.encode() + b"".join(data for _, data in packed), tuple(self._lines))
@@ -301,15 +382,16 @@ class LayerMaker:
                 chunks.number(program.REF, 2 + (zigzag(reference.ordinal - self._ordinal - 1) << 1))
             self._layer, self._ordinal = reference
         own = source == reference
-        kind = {
-            "empty": program.EMPTY,
-            "literal": program.LITERAL_CONTENT,
-            "same": program.SAME_FILE if own else program.COPY,
-            "bsdiff": program.BSDIFF_REF if own else program.BSDIFF,
-            "frames": program.FRAMES_REF if own else program.FRAMES_OF,
-        }[content.how]
+        if content.how == "empty":
+            kind = program.EMPTY if reference and self._index.at(reference).content else program.EXPECTED
+        elif content.how == "same":
+            kind = program.EXPECTED if own else program.COPY
+        elif content.how == "bsdiff":
+            kind = program.BSDIFF_REF if own else program.BSDIFF
+        else:
+            kind = program.FRAMED if content.how == "framed" else program.LITERAL_CONTENT
         chunks.number(program.KIND, kind)
-        if kind in (program.COPY, program.BSDIFF, program.FRAMES_OF):
+        if kind in (program.COPY, program.BSDIFF):
             assert source is not None
             if source.layer != self._source.layer:
                 chunks.number(program.SOURCE, zigzag(source.ordinal) << 1 | 1)
@@ -317,33 +399,31 @@ class LayerMaker:
             else:
                 chunks.number(program.SOURCE, zigzag(source.ordinal - self._source.ordinal) << 1)
             self._source = source
-        if content.how == "literal":
+        if content.how in ("literal", "framed"):
             chunks.number(program.SIZE, member.size)
-        elif content.how in ("bsdiff", "frames"):
+        elif content.how == "bsdiff":
             assert source is not None
             chunks.number(program.SIZE, zigzag(member.size - self._index.at(source).member.size))
         self._header(self._target.pread(member.start, member.content - member.start), base_header, member.size)
-        if content.how == "literal":
-            self._streams[sections.LITERAL] += self._target.pread(member.content, member.size)
-        elif content.bsdiff:
-            self._bsdiff(content.bsdiff)
-        for frame in content.frames:
-            for number in (len(frame.data), frame.plain_bytes, frame.offset, frame.length):
+        if content.how == "bsdiff":
+            chunks.number(program.COUNT, content.triples)
+        for numbers in content.frames:
+            for number in numbers:
                 chunks.number(program.FRAME, number)
-            self._streams[sections.FRAMES] += frame.data
-            self._frame_bytes = max(self._frame_bytes, frame.plain_bytes + frame.length)
         if member.size:
             origin = self._index.at(source).path if source else b""
             self._lines.append(Line(known.path, member.size, content.how, origin, content.cost_bytes))
         chunks.end_item()
 
-    def _bsdiff(self, found: Bsdiff) -> None:
-        *triples, (_, after, _) = found.triples
-        self._chunks.number(program.COUNT, len(found.triples))
+    def _pool(self, content: Content) -> None:
+        """Move a file's bsdiff to the layer's streams."""
+        assert content.bsdiff is not None
+        *triples, (_, after, _) = content.bsdiff.triples
         self._triples += triples
         self._triples.append((0, after, 0))  # the rest is what the size leaves
-        self._streams[sections.DIFF] += found.diff
-        self._streams[sections.EXTRA] += found.extra
+        self._streams[sections.DIFF] += content.bsdiff.diff
+        self._streams[sections.EXTRA] += content.bsdiff.extra
+        content.triples, content.bsdiff = len(content.bsdiff.triples), None
 
     def _header(self, header: bytes, base: bytes, size: int) -> None:
         chunks = self._chunks

@@ -104,22 +104,25 @@ class _Player:
         self._layer, self._ordinal = 0, -1  # of the last reference
         self._source: tuple[int, int] = (0, 0)
         self._previous_main = self._previous_extension = ZERO_BLOCK
+        self._framed_bytes, self._framed_at = b"", 0
+        self._framed_source: tuple[int, int] = (0, 0)
 
     def play(self) -> Iterator[bytes]:
         for chunk in read_chunks(self._meta):
             for item in chunk.items:
                 if item == program.MEMBER:
                     yield from self._member(chunk)
-                elif item == program.RAW_ITEM:
-                    yield from self._literals(self._claim(next(chunk.numbers[program.SIZE])))
-                elif item == program.ZEROS:
-                    size = self._claim(next(chunk.numbers[program.SIZE]))
+                    continue
+                size = self._claim(next(chunk.numbers[program.SIZE]))
+                if item == program.RAW_ITEM and size:
+                    yield from self._literals(size)
+                elif item == program.ZEROS and size:
                     while size:
                         piece = _ZEROS[:size]
                         size -= len(piece)
                         yield piece
-                else:
-                    raise Malformed(f"native delta: no item {item}")
+                else:  # every item makes something, or a run of them would never end
+                    raise Malformed(f"native delta: no item {item} of {size} bytes")
 
     def _claim(self, size: int) -> int:
         """Count bytes of the target before they are made."""
@@ -142,40 +145,39 @@ class _Player:
         else:
             header = b""
         kind = next(numbers[program.KIND])
-        # Which member of the base the content comes from, and how long it is.
-        if kind == program.EMPTY or kind == program.LITERAL_CONTENT:
-            size = next(numbers[program.SIZE]) if kind else 0
-            origin = None
-        else:
-            if kind in (program.SAME_FILE, program.BSDIFF_REF, program.FRAMES_REF):
-                if not reference:
-                    raise Malformed("native delta: content of a reference that is not there")
-                origin = self._layer, self._ordinal
-            elif kind in (program.COPY, program.BSDIFF, program.FRAMES_OF):
+        size = old_size = 0
+        origin = self._layer, self._ordinal
+        if kind == program.EXPECTED:
+            size = self._base.size(*origin) if reference else 0
+        elif kind in (program.LITERAL_CONTENT, program.FRAMED):
+            size = next(numbers[program.SIZE])
+        elif kind in (program.COPY, program.BSDIFF, program.BSDIFF_REF):
+            if kind != program.BSDIFF_REF:
                 layer, ordinal = self._source
                 step = next(numbers[program.SOURCE])
                 if step & 1:
                     layer, ordinal = next(numbers[program.SOURCE_LAYER]), 0
                 origin = self._source = layer, ordinal + unzigzag(step >> 1)
-            else:
-                raise Malformed(f"native delta: no content kind {kind}")
+            elif not reference:
+                raise Malformed("native delta: content of a reference that is not there")
             size = old_size = self._base.size(*origin)
-            if kind not in (program.SAME_FILE, program.COPY):
+            if kind != program.COPY:
                 size += unzigzag(next(numbers[program.SIZE]))
                 if size < 0:
                     raise Malformed("native delta: a negative size")
+        elif kind != program.EMPTY:
+            raise Malformed(f"native delta: no content kind {kind}")
         yield self._header(chunk, header, size)
         self._claim(padded(size))
-        if origin is None:
-            if size:
-                yield from self._literals(size)
-        elif kind in (program.SAME_FILE, program.COPY):
+        if kind in (program.EXPECTED, program.COPY):
             for offset in range(0, size, PIECE_BYTES):
                 yield self._base.read(*origin, offset, min(PIECE_BYTES, size - offset))
-        elif kind in (program.BSDIFF_REF, program.BSDIFF):
+        elif kind == program.LITERAL_CONTENT:
+            yield from self._literals(size)
+        elif kind == program.FRAMED:
+            yield from self._framed(chunk, size)
+        elif old_size or size:
             yield from self._bsdiff(origin, old_size, size, next(numbers[program.COUNT]))
-        else:
-            yield from self._zstd_frames(chunk, origin, old_size, size)
         if size % BLOCK:
             yield _ZEROS[: BLOCK - size % BLOCK]
 
@@ -221,31 +223,53 @@ class _Player:
             size -= len(piece)
             yield piece
 
-    def _zstd_frames(self, chunk: Chunk, origin: tuple[int, int], old_size: int, size: int) -> Iterator[bytes]:
-        column = chunk.numbers[program.FRAME]
-        made = 0
-        while made < size:
-            stored, plain, offset, length = next(column), next(column), next(column), next(column)
-            if not 0 < plain <= size - made:
-                raise Malformed("native delta: a frame makes more than its file")
-            if offset + length > old_size:
-                raise Malformed("native delta: a frame's prefix reaches beyond its file")
-            if plain + length > self._frame_bytes or stored > plain + 1024:
-                raise Malformed("native delta: a frame is larger than the head says")
-            made += plain
-            prefix = self._base.read(*origin, offset, length)
-            frame = self._frames.read(stored)
-            dictionary = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-            decompressor = zstandard.ZstdDecompressor(
-                dict_data=dictionary, max_window_size=1 << 27, format=zstandard.FORMAT_ZSTD1_MAGICLESS
-            )
-            try:
-                piece = decompressor.decompress(frame, max_output_size=plain)
-            except zstandard.ZstdError as error:
-                raise Malformed(f"native delta: a frame is damaged: {error}") from None
-            if len(piece) != plain:
-                raise Malformed("native delta: a frame makes too little")
+    def _framed(self, chunk: Chunk, size: int) -> Iterator[bytes]:
+        """The next bytes of what the frames make; one frame may make several files."""
+        while size:
+            if self._framed_at == len(self._framed_bytes):
+                self._framed_bytes, self._framed_at = self._frame(chunk), 0
+            piece = self._framed_bytes[self._framed_at : self._framed_at + min(size, PIECE_BYTES)]
+            self._framed_at += len(piece)
+            size -= len(piece)
             yield piece
+            if self._framed_at == len(self._framed_bytes):
+                self._framed_bytes, self._framed_at = b"", 0
+
+    def _frame(self, chunk: Chunk) -> bytes:
+        column = chunk.numbers[program.FRAME]
+        stored, plain, ranges = next(column), next(column), next(column)
+        if not plain or plain > self._frame_bytes or stored > plain + 1024:
+            raise Malformed("native delta: a frame is larger than the head says")
+        prefix = []
+        room = self._frame_bytes - plain
+        layer, ordinal = self._framed_source
+        for _ in range(ranges):
+            step = next(column)
+            if step & 1:
+                layer, ordinal = next(column), 0
+            ordinal += unzigzag(step >> 2)
+            offset, length = (next(column), next(column)) if step & 2 else (0, self._base.size(layer, ordinal))
+            if not 0 < length <= room:
+                raise Malformed("native delta: a frame's prefix is larger than the head says")
+            room -= length
+            prefix.append(self._base.read(layer, ordinal, offset, length))
+        self._framed_source = layer, ordinal
+        frame = self._frames.read(stored)
+        data = b"".join(prefix)
+        # Too little to be a dictionary: zstd takes eight bytes or more.
+        dictionary = zstandard.ZstdCompressionDict(data, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+        decompressor = zstandard.ZstdDecompressor(
+            dict_data=dictionary if len(data) >= 8 else None,
+            max_window_size=1 << 27,
+            format=zstandard.FORMAT_ZSTD1_MAGICLESS,
+        )
+        try:
+            out = decompressor.decompress(frame, max_output_size=plain)
+        except zstandard.ZstdError as error:
+            raise Malformed(f"native delta: a frame is damaged: {error}") from None
+        if len(out) != plain:
+            raise Malformed("native delta: a frame makes too little")
+        return out
 
     def _bsdiff(self, origin: tuple[int, int], old_size: int, size: int, count: int) -> Iterator[bytes]:
         position = made = 0  # in the old file, in the new one

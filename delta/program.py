@@ -7,14 +7,15 @@ is said of all items of a chunk stands column by column, since the numbers of on
 
     chunk := length, then for each column: length, bytes
 
-A number column is varints; a bytes column is cut by the numbers in `VALUE_SIZE`. The columns are listed here once
-and read in the order in which an item asks for them; FORMAT.md tells which item asks for what.
+A number column begins with PLAIN, and is varints, or with RUNS, and is pairs (number, how often): most of a layer's
+members do what the one before did. A bytes column is cut by the numbers in `VALUE_SIZE`. The columns are listed here
+once and read in the order in which an item asks for them; FORMAT.md tells which item asks for what.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, groupby, repeat
 
 from delta.errors import Malformed
 from delta.headers import FIELDS
@@ -28,8 +29,34 @@ RAW_VALUES = len(FIELDS)
 BYTES_COLUMNS = len(FIELDS) + 1
 
 MEMBER, RAW_ITEM, ZEROS = range(3)
-# How a member's content comes.
-EMPTY, SAME_FILE, COPY, BSDIFF_REF, BSDIFF, FRAMES_REF, FRAMES_OF, LITERAL_CONTENT = range(8)
+# How a member's content comes. EXPECTED: that of the reference, or none if there is no reference or it has none.
+EXPECTED, EMPTY, COPY, BSDIFF_REF, BSDIFF, FRAMED, LITERAL_CONTENT = range(7)
+PLAIN, RUNS = range(2)
+
+
+def _number_column(values: list[int]) -> bytes:
+    """A column in the shorter of its two forms; an empty one has none."""
+    if not values:
+        return b""
+    plain, runs = bytearray((PLAIN,)), bytearray((RUNS,))
+    for value in values:
+        put(plain, value)
+    for value, run in groupby(values):
+        put(runs, value)
+        put(runs, sum(1 for _ in run))
+    return bytes(min(runs, plain, key=len))
+
+
+def _read_column(data: bytes) -> Iterator[int]:
+    """The numbers of a column. Runs are not laid out: a few bytes may tell of any number of them."""
+    if not data:
+        return iter(())
+    if data[0] == PLAIN:
+        return numbers(data[1:])
+    if data[0] != RUNS:
+        raise Malformed(f"native delta: no column form {data[0]}")
+    pairs = numbers(data[1:])
+    return chain.from_iterable(repeat(value, count) for value, count in zip(pairs, pairs))  # noqa: B905
 
 
 class ChunkWriter:
@@ -40,26 +67,30 @@ class ChunkWriter:
         self._clear()
 
     def _clear(self) -> None:
-        self._numbers = [bytearray() for _ in range(NUMBER_COLUMNS)]
+        self._numbers: list[list[int]] = [[] for _ in range(NUMBER_COLUMNS)]
         self._bytes = [bytearray() for _ in range(BYTES_COLUMNS)]
+        self._held = 0
 
     def number(self, column: int, value: int) -> None:
-        put(self._numbers[column], value)
+        self._numbers[column].append(value)
+        self._held += (value.bit_length() + 6) // 7 or 1
 
     def value(self, column: int, data: bytes) -> None:
-        put(self._numbers[VALUE_SIZE], len(data))
+        self.number(VALUE_SIZE, len(data))
         self._bytes[column] += data
+        self._held += len(data)
 
     def end_item(self) -> None:
         """Between two items. A single one adds less than 1/3 of MAX_CHUNK_BYTES (128 raw blocks and little else)."""
-        if sum(map(len, self._numbers)) + sum(map(len, self._bytes)) > MAX_CHUNK_BYTES // 2:
+        if self._held > MAX_CHUNK_BYTES // 2:
             self.flush()
 
     def flush(self) -> None:
         if not self._numbers[ITEM]:
             return
         chunk = bytearray()
-        for column in (*self._numbers, *self._bytes):
+        columns: list[bytes | bytearray] = [*map(_number_column, self._numbers), *self._bytes]
+        for column in columns:
             put(chunk, len(column))
             chunk += column
         put(self.out, len(chunk))
@@ -86,8 +117,8 @@ class Chunk:
             position += size
         if position != len(data):
             raise Malformed("native delta: a chunk is longer than its columns")
-        self.items = numbers(columns[ITEM])
-        self.numbers = [chain(numbers(column), _exhausted()) for column in columns[:NUMBER_COLUMNS]]
+        self.items = _read_column(columns[ITEM])
+        self.numbers = [chain(_read_column(column), _exhausted()) for column in columns[:NUMBER_COLUMNS]]
         self._bytes = columns[NUMBER_COLUMNS:]
         self._positions = [0] * BYTES_COLUMNS
 
