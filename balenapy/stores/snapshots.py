@@ -481,8 +481,9 @@ def _make_active(active: ActiveSnapshot) -> bool:
     made = False
     for path, mode in ((active.path, 0o710), (active.diff, 0o755), (active.work, 0o700), (active.init, 0o755)):
         try:
-            path.mkdir()
-            path.chmod(mode)  # whatever our umask: that of `diff` is the mode of the container's `/`
+            # At once: a power cut may take the `chmod`, which is for an odd umask. The mode of `diff` is that of `/`.
+            path.mkdir(mode)
+            path.chmod(mode)
             made = True
         except FileExistsError:
             continue
