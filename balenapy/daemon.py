@@ -217,6 +217,7 @@ async def _restore(engine: Engine) -> None:
     await engine.runtimes.probe()
     engine.snapshots.recover()
     engine.images.recover()
+    engine.containers.recover()
     await engine.networks.restore()
     await engine.supervisors.recover()
     await engine.volumes.recover()

@@ -74,6 +74,22 @@ class Containers:
             if container.state.status is Status.REMOVING:
                 container.state.status = Status.DEAD  # its removal was cut off
 
+    def recover(self) -> None:
+        """Complete the init layers that a power cut has thinned out: nothing waits for them at create.
+
+        Blocks: for start.
+        """
+        snapshots = self._engine.snapshots
+        for container in self.store.all():
+            try:
+                active = snapshots.get(container.id)
+                if container.host_config.runtime != "bare":
+                    _InitLayer([layer.diff for layer in snapshots.chain(active.parent)]).complete(active.init)
+            except EngineError as error:  # removed but for its row, or a layer is damaged
+                log.warning("cannot check init layer container=%s error=%s", container.short_id, error.message)
+            except OSError as error:
+                log.error("cannot complete init layer container=%s error=%s", container.short_id, error)
+
     # --- look-up --------------------------------------------------------------------------------------------
 
     def all(self) -> list[Container]:
@@ -766,6 +782,10 @@ class _InitLayer:
     def fill(self, root: Path) -> None:
         """Blocks; for a thread. Raises: SystemFailure, when the working directory is something else in the image."""
         self._check_working_dir()
+        self.complete(root)
+
+    def complete(self, root: Path) -> None:
+        """Make what is missing. Blocks."""
         for name in ("dev", "etc", *self.DIRECTORIES):
             self._make_directory(root, name)
         for name in self.FILES:
@@ -773,7 +793,8 @@ class _InitLayer:
             os.fchmod(fd, 0o755)
             os.close(fd)
         for name, target in self.LINKS:
-            os.symlink(target, root / name)
+            if not os.path.lexists(root / name):
+                os.symlink(target, root / name)
 
     def _check_working_dir(self) -> None:
         """A missing one is made by the runtime; a link is left to it as well."""
@@ -797,7 +818,7 @@ class _InitLayer:
 
     def _make_directory(self, root: Path, name: str) -> None:
         path = root / name
-        path.mkdir()
+        path.mkdir(exist_ok=True)
         for found in self._statuses(name):
             if stat.S_ISDIR(found.st_mode):
                 os.chown(path, found.st_uid, found.st_gid)

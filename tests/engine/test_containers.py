@@ -728,3 +728,23 @@ async def test_prune_removes_what_is_stopped_and_matches(tmp_path: Path) -> None
         removed, _ = await rig.containers.prune(parse_filters('{"label!":["keep=yes"]}'))
         assert removed == [new.id]
         assert {each.id for each in rig.containers.all()} == {running.id, kept.id}
+
+
+@trio_test
+async def test_an_init_layer_that_a_power_cut_has_thinned_out_is_completed_at_start(tmp_path: Path) -> None:
+    """Its files are made without waiting for the disk, so a cut may take any of them after the rows are durable."""
+    async with open_rig(tmp_path) as rig:
+        await rig.add_image()
+        container = await rig.create("box")
+        init = rig.engine.snapshots.get(container.id).init
+        (init / ".dockerenv").unlink()
+        (init / "etc" / "mtab").unlink()
+        (init / "dev" / "shm").rmdir()
+        (init / "sys").rmdir()
+
+        rig.containers.recover()
+
+        assert (init / ".dockerenv").is_file()
+        assert os.readlink(init / "etc" / "mtab") == "/proc/mounts"
+        assert (init / "dev" / "shm").is_dir()
+        assert (init / "sys").is_dir()
