@@ -11,7 +11,8 @@ Arguments:
     diff_id    what must come out (optional); DataLoss if it does not
     output     descriptor for the tar (optional); "compression": "none" (default) or "gzip"
 
-Report: {"diff_id", "tar_size" (bytes), "digest", "size" (of what went to output), "size_bytes", "entries"}.
+Report: {"diff_id", "tar_size" (bytes), "digest", "size" (of what went to output), "size_bytes" (as `unpack` counts; for
+an exact tar only when there is no output), "entries"}.
 
 A file that changes while it is read: its entry has the size that it had at first, cut or filled with zeros.
 
@@ -76,7 +77,9 @@ def run(arguments: dict[str, Any]) -> dict[str, Any]:
         sink.start()
         for piece in tarsplit.join(read_records(records), contents.open):
             sink.put(piece)
-        report |= {"size_bytes": contents.size_bytes, "entries": contents.files}
+        report["entries"] = contents.files
+        if output is None:  # a check of the layer, not a transport
+            report["size_bytes"] = _tree_size()
     sink.close()
     report |= {
         "diff_id": f"sha256:{sink.tar_hash.hexdigest()}",
@@ -182,7 +185,6 @@ class Contents:
 
     def __init__(self, displaced: str) -> None:
         self.files = 0
-        self.size_bytes = 0
         self._displaced: frozenset[str] = frozenset()
         self._displaced_fd = -1
         try:
@@ -195,7 +197,6 @@ class Contents:
     def open(self, file: File) -> Iterator[bytes]:
         """Give the pieces. Raises: DataLoss, when there is no such file any more."""
         self.files += 1
-        self.size_bytes += file.size
         name = tarsplit.displaced_name(file.size, file.crc)
         try:
             if name in self._displaced:
@@ -337,6 +338,25 @@ class Packer:
         if self._split is not None:
             self._split.segment(raw)
         self._sink.put(raw)
+
+
+def _tree_size() -> int:
+    """What `unpack` reported as size_bytes: contents and link targets, hard links once."""
+    total = 0
+    seen: set[int] = set()
+    pending = ["/"]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                elif entry.is_file(follow_symlinks=False) or entry.is_symlink():
+                    status = entry.stat(follow_symlinks=False)
+                    if status.st_nlink == 1 or status.st_ino not in seen:
+                        total += status.st_size
+                    if status.st_nlink > 1:
+                        seen.add(status.st_ino)
+    return total
 
 
 def _xattrs(path: bytes) -> tuple[dict[bytes, bytes], bool]:

@@ -84,9 +84,7 @@ def make_archive(random_: random.Random) -> bytes:
             data += tars.file(name, random_.randbytes(random_.choice(SIZES)), mode=mode, **ids)
         else:
             target = choose(random_, TARGETS, HOSTILE_TARGETS)
-            data += tars.header(
-                name, bytes((kind,)), mode=mode, link=target, major=random_.choice((0, 1)), **ids
-            )
+            data += tars.header(name, bytes((kind,)), mode=mode, link=target, major=random_.choice((0, 1)), **ids)
     data += random_.choice((tars.END, tars.END, tars.END + b"trailer", b"", b"\0" * 512))
     if random_.random() < 0.1:
         data = data[: random_.randrange(len(data) + 1)]

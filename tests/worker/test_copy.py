@@ -112,9 +112,7 @@ def test_a_full_disk_says_so(worker: Worker, image: Path) -> None:
     import subprocess
 
     (worker.directory / "volume").mkdir()
-    subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", worker.directory / "volume"], check=True
-    )
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", worker.directory / "volume"], check=True)
     try:
         error = copy(worker, image)["error"]
     finally:

@@ -39,9 +39,7 @@ def decode(blob: bytes, step: int = 1 << 20) -> bytes:
 @pytest.mark.parametrize("name", COMPRESS)
 @given(data=st.binary(max_size=3000), more=st.binary(max_size=100), step=st.integers(1, 500))
 @settings(max_examples=25, deadline=None)
-def test_any_cut_of_one_or_two_streams_gives_the_bytes(
-    name: str, data: bytes, more: bytes, step: int
-) -> None:
+def test_any_cut_of_one_or_two_streams_gives_the_bytes(name: str, data: bytes, more: bytes, step: int) -> None:
     compress = COMPRESS[name]
 
     assert decode(compress(data), step) == data

@@ -44,10 +44,11 @@ def test_compressed_anew_it_is_still_the_layer(worker: Worker) -> None:
 
 
 def test_without_output_it_only_measures(worker: Worker) -> None:
-    worker.unpack(TAR)
+    unpacked = worker.unpack(TAR)
 
     report = worker.run("pack", directory=str(worker.snapshot), diff_id=sha256(TAR))
 
+    assert report["size_bytes"] == unpacked["size_bytes"] == 5 * 1000 + len("hello again") + len("d/f")
     assert (report["diff_id"], report["tar_size"]) == (sha256(TAR), len(TAR))
 
 
@@ -132,9 +133,7 @@ def test_a_fresh_tar_unpacks_to_the_same_layer(worker: Worker, tmp_path: Path) -
     (worker.diff / "var/sock").unlink()
     os.removexattr(worker.diff / "var", "trusted.overlay.origin")
     os.utime(worker.diff / "var", (1, (copy.diff / "var").stat().st_mtime))
-    os.utime(
-        copy.diff / "etc/removed", (1, (worker.diff / "etc/removed").lstat().st_mtime)
-    )  # as dockerd: not set
+    os.utime(copy.diff / "etc/removed", (1, (worker.diff / "etc/removed").lstat().st_mtime))  # as dockerd: not set
     assert snapshot(copy.diff) == snapshot(worker.diff)
     assert is_whiteout(copy.diff / "etc/removed")
     assert is_opaque(copy.diff / "var")
@@ -163,9 +162,7 @@ def test_a_container_that_changed_nothing_is_an_empty_tar(worker: Worker) -> Non
     worker.diff.mkdir()
 
     assert worker.pack(fresh=True) == tars.END
-    assert (
-        worker.report["diff_id"] == "sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"
-    )
+    assert worker.report["diff_id"] == "sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"
 
 
 def test_a_file_whose_content_overlayfs_keeps_elsewhere_is_refused(worker: Worker) -> None:

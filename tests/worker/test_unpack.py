@@ -195,18 +195,14 @@ def test_the_root_entry_dot_is_left_alone_and_slash_is_applied_as_by_dockerd(wor
 
 
 def test_absolute_names_lie_below_the_root(worker: Worker) -> None:
-    worker.unpack(
-        tars.file(b"/etc/x", b"1") + tars.link(b"/y", b"/etc/x") + tars.file(b"/../z", b"2") + tars.END
-    )
+    worker.unpack(tars.file(b"/etc/x", b"1") + tars.link(b"/y", b"/etc/x") + tars.file(b"/../z", b"2") + tars.END)
 
     assert (worker.diff / "etc/x").stat().st_nlink == 2
     assert (worker.diff / "z").read_bytes() == b"2"
 
 
 def test_names_are_bytes(worker: Worker) -> None:
-    worker.unpack(
-        tars.file(b"\xff\xfe", b"1") + tars.file("ü".encode(), b"2") + tars.file(b"a\nb", b"3") + tars.END
-    )
+    worker.unpack(tars.file(b"\xff\xfe", b"1") + tars.file("ü".encode(), b"2") + tars.file(b"a\nb", b"3") + tars.END)
 
     assert set(os.listdir(os.fsencode(worker.diff))) == {b"\xff\xfe", "ü".encode(), b"a\nb"}
 
@@ -300,9 +296,7 @@ def test_a_whiteout_hides_only_what_is_below(worker: Worker) -> None:
     assert is_opaque(worker.diff / "e")
 
 
-@pytest.mark.parametrize(
-    "name", [b".wh.", b".wh..", b".wh...", b"a/.wh.", b"a/.wh..", b"a/.wh...", b"a/b/.wh.../"]
-)
+@pytest.mark.parametrize("name", [b".wh.", b".wh..", b".wh...", b"a/.wh.", b"a/.wh..", b"a/.wh...", b"a/b/.wh.../"])
 def test_a_whiteout_of_no_name_or_of_a_parent_is_refused(worker: Worker, name: bytes) -> None:
     assert "invalid whiteout" in worker.refuse(tars.directory(b"a") + tars.file(name) + tars.END)
 
@@ -333,9 +327,7 @@ def test_a_layer_cannot_tell_overlayfs_where_its_files_are(worker: Worker) -> No
 
 
 def test_a_path_that_occurs_twice_has_its_last_content_and_loses_none(worker: Worker) -> None:
-    report = worker.unpack(
-        tars.file(b"a", b"first" * 200) + tars.file(b"a", b"second") + tars.file(b"a") + tars.END
-    )
+    report = worker.unpack(tars.file(b"a", b"first" * 200) + tars.file(b"a", b"second") + tars.file(b"a") + tars.END)
 
     assert (worker.diff / "a").read_bytes() == b""
     assert len(os.listdir(worker.snapshot / "displaced")) == 2
@@ -369,10 +361,7 @@ def test_files_directories_and_links_replace_each_other(worker: Worker) -> None:
 
 def test_a_directory_twice_is_merged_and_has_the_last_mode(worker: Worker) -> None:
     worker.unpack(
-        tars.directory(b"d", 0o700, uid=3)
-        + tars.file(b"d/f", b"x")
-        + tars.directory(b"d", 0o511, mtime=9)
-        + tars.END
+        tars.directory(b"d", 0o700, uid=3) + tars.file(b"d/f", b"x") + tars.directory(b"d", 0o511, mtime=9) + tars.END
     )
 
     assert (worker.diff / "d/f").exists()
@@ -429,9 +418,7 @@ def outside(worker: Worker) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "name", [b"../x", b"a/../../x", b"..", b"./../x", b"a/b/../../../x", b"../" * 60 + b"tmp/x"]
-)
+@pytest.mark.parametrize("name", [b"../x", b"a/../../x", b"..", b"./../x", b"a/b/../../../x", b"../" * 60 + b"tmp/x"])
 def test_a_name_above_the_root_is_refused_by_name(worker: Worker, outside: Path, name: bytes) -> None:
     before = sorted(os.listdir(worker.directory))
 
@@ -486,9 +473,7 @@ def test_a_hard_link_by_absolute_name_or_through_a_link_stays_inside(worker: Wor
     message = worker.refuse(tars.symlink(b"up", b"../..") + tars.link(b"x", os.fsencode(outside)) + tars.END)
     assert message.endswith("no such file or directory")
 
-    other = Worker(
-        worker.directory / "other" if (worker.directory / "other").mkdir() is None else worker.directory
-    )
+    other = Worker(worker.directory / "other" if (worker.directory / "other").mkdir() is None else worker.directory)
     message = other.refuse(tars.symlink(b"up", b"../../..") + tars.link(b"x", b"up/outside") + tars.END)
     assert message.endswith("no such file or directory")
     assert outside.stat().st_nlink == 1
@@ -543,9 +528,7 @@ def test_a_python_library_in_the_layer_is_not_imported(worker: Worker) -> None:
     worker.unpack(tar + tars.END)
     assert not (worker.diff / "pwned").exists()
 
-    other = Worker(
-        worker.directory / "other" if (worker.directory / "other").mkdir() is None else worker.directory
-    )
+    other = Worker(worker.directory / "other" if (worker.directory / "other").mkdir() is None else worker.directory)
     other.refuse(tar + b"\x01" * 512)
     assert not (other.diff / "pwned").exists()
 
@@ -577,23 +560,17 @@ def test_a_compressed_stream_cut_short_or_followed_by_garbage(worker: Worker, co
 
     assert worker.refuse(blob[:-1]) == "unexpected EOF"
 
-    for number, damaged in enumerate(
-        (blob + b"garbage after the end", blob[:-900] + b"\xff" * 300 + blob[-600:])
-    ):
+    for number, damaged in enumerate((blob + b"garbage after the end", blob[:-900] + b"\xff" * 300 + blob[-600:])):
         (directory := worker.directory / str(number)).mkdir()
         Worker(directory).refuse(damaged)
 
 
 def test_pax_header_of_a_gigabyte(worker: Worker) -> None:
-    assert "extended header is too long" in worker.refuse(
-        tars.header(b"x", b"x", size=1 << 30) + b"9" * 10_000
-    )
+    assert "extended header is too long" in worker.refuse(tars.header(b"x", b"x", size=1 << 30) + b"9" * 10_000)
 
 
 def test_names_longer_than_the_kernel_takes(worker: Worker) -> None:
-    assert worker.refuse(tars.gnu_long(b"L", b"n" * 300) + tars.file(b"n") + tars.END).endswith(
-        "file name too long"
-    )
+    assert worker.refuse(tars.gnu_long(b"L", b"n" * 300) + tars.file(b"n") + tars.END).endswith("file name too long")
 
 
 def test_a_name_with_a_zero_byte_in_a_long_name_ends_there(worker: Worker) -> None:
