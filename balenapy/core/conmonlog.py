@@ -6,13 +6,22 @@ read need not end with a line). The text is any bytes but a newline.
 
 from __future__ import annotations
 
+import re
 from calendar import timegm
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 STDOUT, STDERR = 1, 2
-_STREAMS = {b"stdout": STDOUT, b"stderr": STDERR}
-_TIME_SIZE = 35  # with nanoseconds and the offset, for the years 1000 to 9999
+TIME_SIZE = 35  # with nanoseconds and the offset, for the years 1000 to 9999
+
+# What lies between the time and the text -> stream, whether it ends a line.
+_KINDS = {
+    b" stdout F ": (STDOUT, True),
+    b" stderr F ": (STDERR, True),
+    b" stdout P ": (STDOUT, False),
+    b" stderr P ": (STDERR, False),
+}
+_TEXT = TIME_SIZE + 10
+_FULL_LINE = re.compile(rb"^.{35} std(?:out|err) F ", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,49 +32,33 @@ class LogPart:
     data: bytes  # without the newline
 
 
-class LineReader:
-    """`feed` pieces of the log; get the parts they complete. A line that is none is counted in `damaged`."""
+def split_line(line: bytes) -> tuple[bytes, int, bool, bytes] | None:
+    """One line without its newline -> (time as written, stream, whether it ends a line, text); None when it is none."""
+    kind = _KINDS.get(line[TIME_SIZE:_TEXT])
+    if kind is None:
+        return None
+    return line[:TIME_SIZE], kind[0], kind[1], line[_TEXT:]
 
-    def __init__(self) -> None:
-        self._rest = b""
-        self._stamp = b""
-        self._stamp_ns = 0
-        self.damaged = 0
-        self.consumed_bytes = 0  # up to the end of the last whole line
 
-    def feed(self, data: bytes) -> Iterator[LogPart]:
-        """To be consumed before the next `feed`."""
-        data = self._rest + data
-        lines = data.split(b"\n")
-        self._rest = lines.pop()
-        self.consumed_bytes += len(data) - len(self._rest)
-        for line in lines:
-            part = self._parse(line)
-            if part is None:
-                self.damaged += 1
-            else:
-                yield part
+def count_lines(data: bytes) -> int:
+    """How many lines of output end in a piece of the log."""
+    return len(_FULL_LINE.findall(data))
 
-    def _parse(self, line: bytes) -> LogPart | None:
-        stamp = line[:_TIME_SIZE]
-        if stamp != self._stamp:  # lines of one read have one time
-            found = parse_time(stamp)
-            if found is None:
-                return None
-            self._stamp, self._stamp_ns = stamp, found
-        # " stdout F " behind the time
-        stream = _STREAMS.get(line[_TIME_SIZE + 1 : _TIME_SIZE + 7])
-        tag = line[_TIME_SIZE + 7 : _TIME_SIZE + 10]
-        if stream is None or tag not in (b" F ", b" P "):
-            return None
-        return LogPart(self._stamp_ns, stream, tag == b" F ", line[_TIME_SIZE + 10 :])
+
+def parse_line(line: bytes) -> LogPart | None:
+    """`split_line` with the time understood; None when that is none either."""
+    parts = split_line(line)
+    if parts is None:
+        return None
+    time_ns = parse_time(parts[0])
+    return None if time_ns is None else LogPart(time_ns, *parts[1:])
 
 
 def parse_time(stamp: bytes) -> int | None:
     """RFC 3339 with nine digits and an offset -> nanoseconds since 1970; None when it is something else."""
     try:
         text = stamp.decode("ascii")
-        if len(text) != _TIME_SIZE or text[19] != "." or text[10] != "T":
+        if len(text) != TIME_SIZE or text[19] != "." or text[10] != "T":
             return None
         fields = (text[0:4], text[5:7], text[8:10], text[11:13], text[14:16], text[17:19])
         numbers = [int(field) for field in fields]

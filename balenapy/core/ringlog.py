@@ -5,16 +5,17 @@
 
 Blocks are numbered for ever, from 1; block n lies at place n % count. Entering block n overwrites block n - count, the
 oldest. A head holds the number, and the sequence number and time of the first record behind it, so that the newest
-block, or the one that holds a sequence number, is found by reading heads alone. A record lies within one block: what
-does not fit is split, and the part in front does not end its line. Each record has a sequence number, a time, a kind,
-its length and a CRC-32 over all of that and the data, and begins with a mark by which a reader that met damage
-finds the next sound one. A record is believed when its CRC fits and its number is above the one before: the leavings
-of an older lap have smaller ones.
+block, or the one that holds a sequence number, is found by reading heads alone. A record lies within one block. It has
+a sequence number, a time, a kind, its length and a CRC-32 over all of that and the data, and begins with a mark by
+which a reader that met damage finds the next sound one. A record is believed when its CRC fits and its number is above
+the one before: the leavings of an older lap have smaller ones.
 
-Records are of three sorts: a piece of stdout or stderr (ending its line or not); a *checkpoint*, which says up to which
-byte of which spool file everything is in the ring; and the *end* of a run. A batch is records and a checkpoint behind
-them: after a crash the writer goes back to the last checkpoint (`Writer.rewind`) if that spool still exists, takes the
-rest from it once more, and so loses nothing and doubles nothing.
+Records are of three sorts: *text*, some whole lines as conmon writes them (core/conmonlog.py), at most `TEXT_MAX_BYTES`
+unless one line is longer, which bounds what damage costs; a *checkpoint*, which says up to which byte of which spool
+file everything is in the ring; and the *end* of a run. The text is copied as it is and parsed when it is read, so that
+taking over output costs next to nothing however fast a container writes. A batch is text and a checkpoint behind it:
+after a crash the writer goes back to the last checkpoint (`Writer.rewind`) if that spool still exists, takes the rest
+from it once more, and so loses nothing and doubles nothing.
 
 Caveats: order is that of sequence numbers; times may go backwards (no clock at boot). CRC-32 is zlib's: Python has no
 fast CRC-32C.
@@ -23,23 +24,25 @@ fast CRC-32C.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from struct import Struct
+from typing import NamedTuple
 
+from balenapy.core.conmonlog import STDERR, STDOUT, TIME_SIZE, count_lines, parse_time, split_line
 from balenapy.errors import DataLoss
 
 HEADER_SIZE = 4096
 BLOCK_SIZE = 16 << 10
 MIN_BLOCKS = 4
 VERSION = 1
-ENTRY_MAX_BYTES = 16 << 10  # docker splits longer lines; logs shows entries of at most this size
+ENTRY_MAX_BYTES = 16 << 10  # docker splits longer lines: `logs` shows entries of at most this size
 
-STDOUT, STDERR = 1, 2
-LINE_END = 0x04  # the piece was followed by a newline, which is not stored
-_STREAM_MASK = 0x03
-CHECKPOINT = 0x10
-RUN_END = 0x20
+TEXT_MAX_BYTES = 4096
+
+TEXT = 1
+CHECKPOINT = 2
+RUN_END = 3
 
 _MAGIC = b"balenapy ring\n\0\0"
 _FILE_HEADER = Struct("<16sIIIQ")  # magic, version, block size, block count, created; then CRC-32
@@ -49,8 +52,6 @@ _HEAD = Struct("<I4sQQQ")  # CRC-32 of the rest, magic, number, first sequence n
 _RECORD_MAGIC = b"\xb1\x06"
 _RECORD = Struct("<I2sBxHxxQQ")  # CRC-32 of the rest and the data, magic, kind, length, sequence number, time
 _POSITION = Struct("<QQ")  # inode, offset
-
-_PAYLOAD_MIN = 64  # do not begin a record in a block's last bytes for less
 
 Read = Callable[[int, int], bytes]  # (offset, size) -> bytes of the file, fewer at its end
 
@@ -89,7 +90,7 @@ class Geometry:
         _, version, block_size, block_count, created_ns = _FILE_HEADER.unpack_from(header)
         if version != VERSION:
             raise DataLoss(f"ring log of version {version}, this engine knows {VERSION}")
-        if not 512 <= block_size <= 1 << 20 or not 2 <= block_count <= 1 << 24:
+        if not 512 <= block_size <= 1 << 16 or not 2 <= block_count <= 1 << 24:
             raise DataLoss("the header of the ring log is damaged")
         return cls(block_count, block_size, created_ns)
 
@@ -101,15 +102,6 @@ class Record:
     kind: int
     data: bytes
     end: int  # offset in its block of what lies behind it
-
-    @property
-    def stream(self) -> int:
-        """STDOUT, STDERR, or 0 for a checkpoint or an end."""
-        return self.kind & _STREAM_MASK
-
-    @property
-    def ends_line(self) -> bool:
-        return bool(self.kind & LINE_END)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,8 +254,7 @@ class Ring:
         oldest = self.oldest_number(newest)
         seen = 0
         for number in range(newest, oldest - 1, -1):
-            for record in self.read_block(number):
-                seen += record.stream != 0 and record.ends_line
+            seen += sum(count_lines(record.data) for record in self.read_block(number) if record.kind == TEXT)
             # One line may begin in an earlier block, and a last one may not be ended.
             if seen > entries + 1:
                 return number, 0
@@ -273,50 +264,55 @@ class Ring:
 # --- joining --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """What `logs` shows as one: a line with its newline, or a part of a long one, or a last one without."""
 
-    time_ns: int
+    stamp: bytes  # as conmon wrote it: RFC 3339 with nanoseconds and an offset
     stream: int
     data: bytes
 
 
 class Joiner:
-    """Pieces of lines -> entries, as the reference engine's copier cuts them."""
+    """Records -> entries, as the reference engine's copier cuts them. Pieces of a line are joined first."""
 
     def __init__(self) -> None:
-        self._parts: dict[int, bytearray] = {STDOUT: bytearray(), STDERR: bytearray()}
-        self._times: dict[int, int] = {}  # of a line that was longer than one entry: all its parts bear it
+        self._held: dict[int, bytearray] = {STDOUT: bytearray(), STDERR: bytearray()}
+        self._stamps: dict[int, bytes] = {}  # of a line that is longer than one entry: all its parts bear it
+        self._last = b""
 
-    def feed(self, record: Record) -> Iterator[Entry]:
-        stream = record.stream
-        if stream == 0:
-            if record.kind == RUN_END:
-                yield from self.flush(record.time_ns)
-            return
-        if stream not in self._parts:
-            return
-        held = self._parts[stream]
-        if not held and record.ends_line and len(record.data) < ENTRY_MAX_BYTES and stream not in self._times:
-            yield Entry(record.time_ns, stream, record.data + b"\n")
-            return
-        held += record.data
-        while len(held) >= ENTRY_MAX_BYTES:
-            time_ns = self._times.setdefault(stream, record.time_ns)
-            yield Entry(time_ns, stream, bytes(held[:ENTRY_MAX_BYTES]))
-            del held[:ENTRY_MAX_BYTES]
-        if record.ends_line:
-            yield Entry(self._times.pop(stream, record.time_ns), stream, bytes(held) + b"\n")
-            held.clear()
+    def feed(self, record: Record) -> list[Entry]:
+        if record.kind == TEXT:
+            entries: list[Entry] = []
+            for line in record.data.split(b"\n"):
+                parts = split_line(line)
+                if parts is not None:
+                    self._add(entries, *parts)
+            return entries
+        return self.flush() if record.kind == RUN_END else []
 
-    def flush(self, time_ns: int) -> Iterator[Entry]:
+    def flush(self) -> list[Entry]:
         """What is left of lines that were never ended."""
-        for stream, held in self._parts.items():
+        entries = []
+        for stream, held in self._held.items():
             if held:
-                yield Entry(self._times.get(stream, time_ns), stream, bytes(held))
+                entries.append(Entry(self._stamps.get(stream, self._last), stream, bytes(held)))
                 held.clear()
-        self._times.clear()
+        self._stamps.clear()
+        return entries
+
+    def _add(self, entries: list[Entry], stamp: bytes, stream: int, ends_line: bool, data: bytes) -> None:
+        held = self._held[stream]
+        if ends_line and not held and len(data) < ENTRY_MAX_BYTES and not self._stamps:
+            entries.append(Entry(stamp, stream, data + b"\n"))
+            return
+        self._last = stamp
+        held += data
+        while len(held) >= ENTRY_MAX_BYTES:
+            entries.append(Entry(self._stamps.setdefault(stream, stamp), stream, bytes(held[:ENTRY_MAX_BYTES])))
+            del held[:ENTRY_MAX_BYTES]
+        if ends_line:
+            entries.append(Entry(self._stamps.pop(stream, stamp), stream, bytes(held) + b"\n"))
+            held.clear()
 
 
 # --- writing --------------------------------------------------------------------------------------------------
@@ -332,38 +328,38 @@ class Writer:
         self._writes: list[tuple[int, bytes]] = []
         self._buffer = bytearray()
         self._buffer_offset = geometry.offset(at.number) + at.offset
+        self._last_ns = 0
 
     @property
     def position(self) -> Position:
         return Position(self._number, self._offset, self._seq)
 
-    def append(self, time_ns: int, kind: int, data: bytes) -> None:
-        """One record, split where a block ends."""
+    def append_text(self, data: bytes) -> None:
+        """Whole lines, each with its newline. A line that fits into no block is cut off."""
         size, block_size = _RECORD.size, self.geometry.block_size
-        while True:
+        longest = block_size - _HEAD.size - size
+        start, end = 0, len(data)
+        while start < end:
             room = block_size - self._offset - size
-            if len(data) > room and room < min(_PAYLOAD_MIN, len(data)):
-                self._enter_block(time_ns)
-                continue
-            piece = data[:room]
-            last = len(piece) == len(data)
-            piece_kind = kind if last else kind & ~LINE_END
-            rest = _RECORD.pack(0, _RECORD_MAGIC, piece_kind, len(piece), self._seq, time_ns)[4:]
-            self._buffer += _CRC.pack(zlib.crc32(piece, zlib.crc32(rest)))
-            self._buffer += rest
-            self._buffer += piece
-            self._offset += size + len(piece)
-            self._seq += 1
-            if last:
-                return
-            data = data[room:]
+            stop = data.rfind(b"\n", start, start + max(0, min(room, TEXT_MAX_BYTES))) + 1
+            if stop <= start:  # the next line is longer than that
+                stop = data.find(b"\n", start) + 1 or end
+                if stop - start > room:
+                    if self._offset > _HEAD.size or self._number == 0:
+                        self._enter_block(self._time_of(data, start))
+                        continue
+                    self._append(self._time_of(data, start), TEXT, data[start : start + longest])
+                    start = stop
+                    continue
+            self._append(self._time_of(data, start), TEXT, data[start:stop])
+            start = stop
 
-    def append_checkpoint(self, position: SpoolPosition, time_ns: int) -> None:
-        self.append(time_ns, CHECKPOINT, _POSITION.pack(position.inode, position.offset))
+    def append_checkpoint(self, position: SpoolPosition) -> None:
+        self._append_mark(CHECKPOINT, _POSITION.pack(position.inode, position.offset))
 
-    def append_run_end(self, time_ns: int) -> None:
+    def append_run_end(self) -> None:
         """What follows belongs to another run: a line without end is not continued there."""
-        self.append(time_ns, RUN_END, b"")
+        self._append_mark(RUN_END, b"")
 
     def take(self) -> list[tuple[int, bytes]]:
         """(offset in the file, bytes) of all that was appended since."""
@@ -382,6 +378,25 @@ class Writer:
             self._writes.append((geometry.offset(number), bytes(geometry.block_size)))
         self._number, self._offset, self._seq = to.number, to.offset, to.seq
         self._buffer_offset = geometry.offset(to.number) + to.offset
+
+    def _time_of(self, data: bytes, start: int) -> int:
+        found = parse_time(data[start : start + TIME_SIZE])
+        if found is not None:
+            self._last_ns = found
+        return self._last_ns
+
+    def _append_mark(self, kind: int, data: bytes) -> None:
+        if self.geometry.block_size - self._offset < _RECORD.size + len(data):
+            self._enter_block(self._last_ns)
+        self._append(self._last_ns, kind, data)
+
+    def _append(self, time_ns: int, kind: int, data: bytes) -> None:
+        rest = _RECORD.pack(0, _RECORD_MAGIC, kind, len(data), self._seq, time_ns)[4:]
+        self._buffer += _CRC.pack(zlib.crc32(data, zlib.crc32(rest)))
+        self._buffer += rest
+        self._buffer += data
+        self._offset += _RECORD.size + len(data)
+        self._seq += 1
 
     def _enter_block(self, time_ns: int) -> None:
         self._cut()

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from urllib.parse import quote_plus
 import trio
 
 from balenapy.config import parse_size
+from balenapy.core.conmonlog import STDERR, STDOUT
 from balenapy.core.ringlog import Entry, Joiner, Ring
 from balenapy.core.stdcopy import Stream, frame
 from balenapy.errors import Conflict, DataLoss, InvalidParameter, SystemFailure, Unsupported
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BATCH_S = 1.0
+BATCH_S = 1.0  # the flash sees what came in that time as one write
 URGENT_BYTES = 1 << 20  # of the spool: an eighth of what it holds
 CHUNK_BYTES = 64 << 10  # of output at a time
 RING_DRIVERS = ("", "json-file", "local")
@@ -236,19 +237,20 @@ class _Reader:
 
     def __init__(self, path: Path, container: Container, options: LogOptions) -> None:
         self._path = path
-        self._options = options
+        self._tail = options.tail
         self._tty = container.config.tty
-        self._details = _details(container) if options.details else b""
+        self._streams = {STDOUT: options.stdout, STDERR: options.stderr}
+        self._since = _stamp(options.since_ns)
+        self._until = _stamp(options.until_ns)
+        self._timestamps = options.timestamps
+        self._details = _details(container) + b" " if options.details else b""
         self._fd = -1
         self._ring: Ring | None = None
         self._joiner = Joiner()
         self._number = 0  # of the block to read next; 0: not begun
         self._seq = 0  # of the last record read
         self._newest = 0
-        self._second = -1
-        self._stamp = b""
         self.finished = False  # an entry after `until` was met
-        self._last_ns = 0
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -265,8 +267,7 @@ class _Reader:
         output = bytearray()
         while len(output) < CHUNK_BYTES and not self.finished:
             entries, more = self._next_entries(self._ring)
-            for entry in entries:
-                self._add(output, entry)
+            self._add(output, entries)
             if not more:
                 break
         return bytes(output)
@@ -275,8 +276,7 @@ class _Reader:
         """A last line without end, of a run that has no more to say (its end may not be marked: a power cut)."""
         output = bytearray()
         if run_ended:
-            for entry in self._joiner.flush(self._last_ns):
-                self._add(output, entry)
+            self._add(output, self._joiner.flush())
         return bytes(output)
 
     def _open(self) -> bool:
@@ -289,7 +289,7 @@ class _Reader:
 
     def _begin(self, ring: Ring) -> bytes:
         """The backlog: all of it piece by piece, or its last entries at once."""
-        tail = self._options.tail
+        tail = self._tail
         self._newest = ring.newest_number()
         if self._newest == 0:
             return b""
@@ -303,8 +303,7 @@ class _Reader:
             entries, more = self._next_entries(ring)
             last.extend(entries)
         output = bytearray()
-        for entry in last:
-            self._add(output, entry)
+        self._add(output, last)
         return bytes(output)
 
     def _next_entries(self, ring: Ring) -> tuple[list[Entry], bool]:
@@ -316,7 +315,6 @@ class _Reader:
         entries: list[Entry] = []
         for record in ring.read_block(self._number, self._seq):
             self._seq = record.seq
-            self._last_ns = record.time_ns
             entries.extend(self._joiner.feed(record))
         if self._number >= self._newest:
             self._newest = ring.newest_after(self._newest)
@@ -325,28 +323,31 @@ class _Reader:
             return entries, True
         return entries, False
 
-    def _add(self, output: bytearray, entry: Entry) -> None:
-        options = self._options
-        if self.finished or (options.since_ns and entry.time_ns < options.since_ns):
-            return
-        if options.until_ns and entry.time_ns > options.until_ns:
-            self.finished = True
-            return
-        if not (options.stdout if entry.stream == Stream.STDOUT else options.stderr):
-            return
-        text = entry.data
-        if options.details:
-            text = self._details + b" " + text
-        if options.timestamps:
-            text = self._timestamp(entry.time_ns) + b" " + text
-        output += text if self._tty else frame(entry.stream, text)
+    def _add(self, output: bytearray, entries: Iterable[Entry]) -> None:
+        """What of these the client wants, in its form."""
+        since, until, streams = self._since, self._until, self._streams
+        for stamp, stream, text in entries:
+            # Times of one form, so that their bytes compare as they do.
+            if since and stamp < since:
+                continue
+            if until and stamp > until:
+                self.finished = True
+                return
+            if not streams[stream]:
+                continue
+            if self._details:
+                text = self._details + text
+            if self._timestamps:
+                text = stamp[:29] + b"Z " + text
+            output += text if self._tty else frame(stream, text)
 
-    def _timestamp(self, time_ns: int) -> bytes:
-        second, rest = divmod(time_ns, 10**9)
-        if second != self._second:
-            self._second = second
-            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
-        return b"%s.%09dZ" % (self._stamp, rest)
+
+def _stamp(time_ns: int) -> bytes:
+    """A time as conmon writes it in UTC, which is what we run it in; b"" for none."""
+    if not time_ns:
+        return b""
+    second, rest = divmod(time_ns, 10**9)
+    return b"%s.%09d+00:00" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode(), rest)
 
 
 def _details(container: Container) -> bytes:

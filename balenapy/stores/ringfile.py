@@ -9,12 +9,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from balenapy.core import ringlog
-from balenapy.core.conmonlog import LineReader, LogPart
 from balenapy.core.ringlog import Geometry, Ring, SpoolPosition, Writer
 from balenapy.errors import DataLoss
 from balenapy.linux import syscalls
@@ -23,7 +21,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_SIZE_BYTES = 1 << 20
 MAX_SIZE_BYTES = 64 << 20
-BATCH_BYTES = 128 << 10  # some milliseconds of work with the interpreter lock held
+BATCH_BYTES = 256 << 10
 PUNCH_BYTES = 64 << 10  # memory given back at once
 FILE_NAME = "ring.log"
 
@@ -62,13 +60,10 @@ class SpoolDrain:
         self._adopt = adopt
         self._spool_fd = -1
         self._inode = 0
-        self._base = 0  # where the reader began in the spool
-        self._read_bytes = 0
+        self._taken = 0  # bytes of the spool, up to the end of a line
         self._punched = 0
-        self._reader = LineReader()
         self._ring_fd = -1
         self._writer: Writer | None = None
-        self._last_ns = 0
         self.failed = False
 
     @property
@@ -80,32 +75,30 @@ class SpoolDrain:
             return 0
         if status.st_ino != self._inode:
             return status.st_size
-        return max(0, status.st_size - self._read_bytes)
+        return max(0, status.st_size - self._taken)
 
     def drain_some(self) -> int:
         """Take over one batch; returns the bytes of spool it took, 0 when there is no more for now."""
         if self._spool_fd < 0 and not self._open_spool():
             return 0
-        data = os.pread(self._spool_fd, BATCH_BYTES, self._read_bytes)
-        if not data:
+        data = os.pread(self._spool_fd, BATCH_BYTES, self._taken)
+        end = data.rfind(b"\n") + 1
+        if not end:
             # conmon renames a new file over the old one when that is full; the old one is complete then.
-            if self._is_replaced() and self._open_spool():
+            if len(data) == BATCH_BYTES:
+                end = len(data)  # no line is that long: this is damage
+            elif self._is_replaced() and self._open_spool():
                 return self.drain_some()
-            return 0
-        parts = self._reader.feed(data)
-        self._read_bytes += len(data)
-        if self.failed:
-            for _ in parts:
-                pass
-        else:
-            self._store(parts)
+            else:
+                return 0
+        self._store(data[:end])
         self._give_memory_back()
-        return len(data)
+        return end
 
     def end_run(self) -> None:
         """Mark the end of the run: a line without end is not continued by the next one."""
         if self._writer is not None and not self.failed:
-            self._writer.append_run_end(self._last_ns)
+            self._writer.append_run_end()
             self._write()
 
     def close(self) -> None:
@@ -121,12 +114,9 @@ class SpoolDrain:
             return False
         if self._spool_fd >= 0:
             os.close(self._spool_fd)
-        if self._reader.damaged:
-            log.warning("damaged lines in a log spool=%s lines=%d", self._spool_path, self._reader.damaged)
         self._spool_fd = fd
         self._inode = os.fstat(fd).st_ino
-        self._reader = LineReader()
-        self._base = self._read_bytes = self._punched = 0
+        self._taken = self._punched = 0
         if self._adopt:
             self._adopt = False
             self._go_back_to_checkpoint()
@@ -147,24 +137,20 @@ class SpoolDrain:
         if found is None or found[0].inode != self._inode:
             return  # that spool is gone: what was written is all there is
         position, behind = found
-        self._base = self._read_bytes = self._punched = position.offset
+        self._taken = self._punched = position.offset
         assert self._writer is not None
         self._writer.rewind(behind, ring.end())
         self._write()
 
-    def _store(self, parts: Iterator[LogPart]) -> None:
-        if self._writer is None and not self._open_ring():
+    def _store(self, data: bytes) -> None:
+        start, self._taken = self._taken, self._taken + len(data)
+        if self.failed or (self._writer is None and not self._open_ring()):
             return
-        writer = self._writer
-        assert writer is not None
-        if self._base == 0 and self._reader.consumed_bytes == 0:
-            writer.append_checkpoint(SpoolPosition(self._inode, 0), self._last_ns)
-        append, line_end = writer.append, ringlog.LINE_END
-        for part in parts:
-            append(part.time_ns, part.stream | line_end if part.ends_line else part.stream, part.data)
-            self._last_ns = part.time_ns
-        position = SpoolPosition(self._inode, self._base + self._reader.consumed_bytes)
-        writer.append_checkpoint(position, self._last_ns)
+        assert self._writer is not None
+        if start == 0:
+            self._writer.append_checkpoint(SpoolPosition(self._inode, 0))
+        self._writer.append_text(data)
+        self._writer.append_checkpoint(SpoolPosition(self._inode, self._taken))
         self._write()
 
     def _open_ring(self) -> bool:
@@ -215,7 +201,7 @@ class SpoolDrain:
 
     def _give_memory_back(self) -> None:
         """The spool lies in memory; conmon only appends to it."""
-        end = self._read_bytes & ~0xFFF
+        end = self._taken & ~0xFFF
         if end - self._punched >= PUNCH_BYTES:
             try:
                 syscalls.punch_hole(self._spool_fd, self._punched, end - self._punched)
