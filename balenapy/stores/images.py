@@ -196,8 +196,7 @@ class ImageStore:
             raise SystemFailure(f"layer does not exist: {chain_id}")
         insert_documents(connection, [Document(image.image_id, CONFIG_MEDIA_TYPE, image.config.raw), *documents])
         connection.execute(
-            "INSERT OR IGNORE INTO image(image_id, chain_id, parent, size_bytes, last_tagged_ns) "
-            "VALUES(?, ?, ?, ?, ?)",
+            "INSERT OR IGNORE INTO image(image_id, chain_id, parent, size_bytes, last_tagged_ns) VALUES(?, ?, ?, ?, ?)",
             (image.image_id, chain_id, image.parent, image.size_bytes, image.last_tagged_ns),
         )
         for record in references:
