@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BATCH_S = 1.0  # the flash sees what came in that time as one write
-URGENT_BYTES = 1 << 20  # of the spool: an eighth of what it holds
+URGENT_BYTES = 256 << 10  # waiting in a spool: do not wait for the rest of `BATCH_S`
+FLOOD_S = 0.02  # how soon a spool that was urgent is looked at again: conmon fills it at up to 100 MB/s
 CHUNK_BYTES = 64 << 10  # of output at a time
 RING_DRIVERS = ("", "json-file", "local")
 
@@ -137,7 +138,8 @@ class Logs:
         running = self._running.get(container.id)
         if running is None:
             return
-        await self._drain(running)
+        while await self._drain(running):
+            pass
         async with running.lock:
             await trio.to_thread.run_sync(running.drain.end_run, limiter=self._engine.limiters.files)
             running.drain.close()
@@ -154,33 +156,37 @@ class Logs:
                 await self._urgent.wait()
             self._wake, self._urgent = trio.Event(), trio.Event()
             dirty, self._dirty = self._dirty, {}
+            flooded = False
             for running in dirty.values():
                 try:
-                    await self._drain(running)
+                    if await self._drain(running) >= URGENT_BYTES:
+                        self._dirty[running.container.id] = running
+                        flooded = True
                 except Exception:
                     log.exception("log cannot be drained container=%s", running.container.short_id)
+            if flooded:
+                await trio.sleep(FLOOD_S)
+                self._wake.set()
+                self._urgent.set()
 
     async def flush(self) -> None:
         """Take over everything: before the daemon ends."""
         for running in list(self._running.values()):
             await self._drain(running)
 
-    async def _drain(self, running: _RunningLog) -> None:
+    async def _drain(self, running: _RunningLog) -> int:
+        """Take over what is there now, at most a spool full, so that others get their turn; returns its bytes."""
         taken = 0
         async with running.lock:
-            if running.ended:
-                return
-            while True:
+            while not running.ended and taken < SPOOL_MAX_BYTES:
                 count = await trio.to_thread.run_sync(running.drain.drain_some, limiter=self._engine.limiters.files)
                 if not count:
                     break
                 taken += count
-                if taken >= SPOOL_MAX_BYTES:
-                    self.changed(running.container.id)  # a flood: others take turns
-                    break
         if taken:
             running.news.set()
             running.news = trio.Event()
+        return taken
 
     def path(self, container: Container) -> Path:
         """The ring file; it is made with the first output."""

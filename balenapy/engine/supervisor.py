@@ -291,6 +291,8 @@ class Supervisors:
         except BaseException as error:
             with trio.move_on_after(UNDO_TIMEOUT_S, shield=True):
                 await self._undo(container, active)
+            if isinstance(error, OSError):  # a file of ours that cannot be written
+                error = SystemFailure(f"cannot start {container.id}: {error}")
             if not isinstance(error, EngineError):
                 raise
             code = 0
@@ -761,6 +763,8 @@ class Supervisors:
         with trio.move_on_after(SHUTDOWN_GRACE_S) as scope:
             for active in list(self._active.values()):
                 await active.started.wait()
+                if active.run is not None and not active.run.container.state.running:
+                    await active.done.wait()
             await self._engine.logs.flush()
         if scope.cancelled_caught:
             log.warning("starts or logs were cut off by the shutdown")

@@ -35,7 +35,7 @@ from balenapy.linux.process import STDERR_MAX_BYTES, TOOL_ENV, Child, ProcessHan
 SYNC_MAX_BYTES = 64 << 10  # conmon sends at most 8 KiB of the runtime's stderr, escaped
 MESSAGE_MAX_BYTES = 8193  # the stream byte and conmon's STDIO_BUF_SIZE
 STDIN_MAX_BYTES = 16 << 10  # half of conmon's CONN_SOCK_BUF_SIZE: a longer message would be cut
-SPOOL_MAX_BYTES = 8 << 20  # what conmon keeps of the log while we are away, twice at most
+SPOOL_MAX_BYTES = 16 << 20  # what conmon keeps of the log, in memory, while nobody takes it over
 
 END_TIMEOUT_S = 5
 
