@@ -186,6 +186,7 @@ def _build(config: Config, db: Database, nursery: trio.Nursery) -> Engine:
     from balenapy.engine.logs import Logs
     from balenapy.engine.networks import Networks
     from balenapy.engine.pull import Pulls
+    from balenapy.engine.push import Pushes
     from balenapy.engine.supervisor import Supervisors
     from balenapy.engine.volumes import Volumes
     from balenapy.engine.workers import Workers
@@ -202,6 +203,7 @@ def _build(config: Config, db: Database, nursery: trio.Nursery) -> Engine:
     engine.snapshots = Snapshots(db, config.data_root, config.exec_root, limiters.files)
     engine.images = Images(engine)
     engine.pulls = Pulls(engine)
+    engine.pushes = Pushes(engine)
     engine.volumes = Volumes(engine)
     engine.networks = Networks(engine)
     engine.logs = Logs(engine)

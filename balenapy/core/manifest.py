@@ -31,7 +31,10 @@ OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+
+GZIP_LAYERS = frozenset((DOCKER_LAYER, "application/vnd.oci.image.layer.v1.tar+gzip"))
 
 # What we ask for, best first.
 ACCEPTED_MANIFESTS = (SCHEMA2, MANIFEST_LIST, OCI_MANIFEST, OCI_INDEX)
@@ -134,6 +137,25 @@ def parse_document(raw: bytes, media_type: str) -> Manifest | Index:
         raw=raw,
         manifests=tuple(_descriptors(document, "manifests")),
     )
+
+
+def encode_manifest(config: Descriptor, layers: Sequence[Descriptor]) -> bytes:
+    """A schema 2 manifest as docker/distribution writes it: indented by three blanks."""
+
+    def show(descriptor: Descriptor) -> dict[str, Any]:
+        return {
+            "mediaType": descriptor.media_type,
+            "size": descriptor.size_bytes,
+            "digest": str(descriptor.digest),
+        }
+
+    document = {
+        "schemaVersion": 2,
+        "mediaType": SCHEMA2,
+        "config": show(config),
+        "layers": [show(layer) for layer in layers],
+    }
+    return json.dumps(document, indent=3).encode()
 
 
 def _kind(document: Mapping[str, Any], content_type: str) -> str:

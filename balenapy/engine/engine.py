@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from balenapy.engine.logs import Logs
     from balenapy.engine.networks import Networks
     from balenapy.engine.pull import Pulls
+    from balenapy.engine.push import Pushes
     from balenapy.engine.supervisor import Supervisors
     from balenapy.engine.volumes import Volumes
     from balenapy.engine.workers import Workers
@@ -57,6 +58,7 @@ class Engine:
     snapshots: Snapshots = field(init=False)
     images: Images = field(init=False)
     pulls: Pulls = field(init=False)
+    pushes: Pushes = field(init=False)
     volumes: Volumes = field(init=False)
     networks: Networks = field(init=False)
     runtimes: Runtimes = field(init=False)

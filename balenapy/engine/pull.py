@@ -19,7 +19,7 @@ import os
 import sqlite3
 import struct
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -31,6 +31,7 @@ import trio
 from balenapy.core import progress
 from balenapy.core.digest import Digest
 from balenapy.core.manifest import (
+    GZIP_LAYERS,
     Descriptor,
     ImageConfig,
     Index,
@@ -44,12 +45,14 @@ from balenapy.core.manifest import (
 )
 from balenapy.core.reference import Reference
 from balenapy.core.sidecar import LAYER_FILE, ImageSidecar, LayerSidecar, SidecarDocument
+from balenapy.engine.lines import Lines, Write
 from balenapy.errors import DataLoss, EngineError, Forbidden, SystemFailure
 from balenapy.linux import durable
 from balenapy.registry.auth import AuthConfig, decode_registry_auth
 from balenapy.registry.errors import RegistryError
 from balenapy.registry.http import RetryBudget
-from balenapy.stores import leases
+from balenapy.stores import blobs, leases
+from balenapy.stores.blobs import BlobRecord
 from balenapy.stores.content import Ingest, NoSpace, file_error
 from balenapy.stores.images import Document, ImageRecord, ReferenceRecord, digest_reference, insert_documents
 from balenapy.stores.snapshots import Layer, has_layer
@@ -60,9 +63,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Write = Callable[[bytes], Awaitable[None]]
-
-QUEUED_LINES = 256  # advances beyond this many unsent lines are left out; steps never
 BLAME_BYTES = 4 << 20  # so much more is fetched to know whether a blob that cannot be unpacked is what it claims
 PULLED = "Pull complete"
 NO_SPACE = "no space left on device"
@@ -90,7 +90,7 @@ class Pulls:
         """
         if reference.path in ("scratch", "library/scratch"):
             raise Forbidden("'scratch' is a reserved name")
-        lines = _Lines(write)
+        lines = Lines(write)
         failure: EngineError | None = None
         async with one_error(), trio.open_nursery() as nursery:
             nursery.start_soon(lines.run)
@@ -104,7 +104,7 @@ class Pulls:
         if failure is not None:
             raise failure
 
-    async def _pull_wanted(self, reference: Reference, auth: str, platform: Platform, lines: _Lines) -> bool:
+    async def _pull_wanted(self, reference: Reference, auth: str, platform: Platform, lines: Lines) -> bool:
         engine = self._engine
         credentials: AuthConfig | None = decode_registry_auth(auth) if auth else None
         newer = False
@@ -168,53 +168,11 @@ class Pulls:
 # --- progress
 
 
-class _Lines:
-    """The lines one client gets, written by one task in the order they were made."""
-
-    def __init__(self, write: Write) -> None:
-        self._write = write
-        self._queue: deque[bytes] = deque()
-        self._more = trio.Event()
-        self._limit = progress.UpdateLimit()
-        self._ended = False
-
-    async def run(self) -> None:
-        """Write until `end`, and then what is left."""
-        while True:
-            while self._queue:
-                await self._write(self._queue.popleft())
-            if self._ended:
-                return
-            self._more = trio.Event()
-            await self._more.wait()
-
-    def end(self) -> None:
-        self._ended = True
-        self._more.set()
-
-    def _put(self, line: bytes) -> None:
-        self._queue.append(line)
-        self._more.set()
-
-    def message(self, status: str, id: str = "") -> None:
-        self._put(progress.message(status, id))
-
-    def step(self, id: str, status: str) -> None:
-        self._put(progress.step(id, status))
-
-    def advance(self, id: str, status: str, current: int, total: int) -> None:
-        """One of many; some are left out."""
-        if len(self._queue) < QUEUED_LINES and self._limit.allows(
-            f"{id} {status}", current, total, trio.current_time()
-        ):
-            self._put(progress.advance(id, status, current, total))
-
-
 @dataclass(slots=True, eq=False)
 class _Watcher:
     """One layer of one pull, as its client sees it."""
 
-    lines: _Lines
+    lines: Lines
     id: str
     total: _Total
     key: str
@@ -258,7 +216,7 @@ class _Transfer:
 class _Total:
     """balena's line about all layers together: the compressed bytes that have arrived."""
 
-    def __init__(self, lines: _Lines, total: int) -> None:
+    def __init__(self, lines: Lines, total: int) -> None:
         self._lines = lines
         self._total = total
         self._received: dict[str, int] = {}
@@ -291,7 +249,7 @@ class _Pull:
         session: Session,
         reference: Reference,
         platform: Platform,
-        lines: _Lines,
+        lines: Lines,
     ) -> None:
         self._engine = engine
         self._pulls = pulls
@@ -540,6 +498,7 @@ class _Pull:
         ]
 
         def end_lease(connection: sqlite3.Connection) -> None:
+            blobs.note(connection, self._blobs(resolved.manifest, image.config))
             if self._pulls.works_alone(self._lease):
                 leases.drop(connection, self._lease)
 
@@ -547,6 +506,16 @@ class _Pull:
         if former is not None and former.image_id != image.image_id:
             self._engine.images.collector.wake()
         return former is None or former.image_id != image.image_id
+
+    def _blobs(self, manifest: Manifest, config: ImageConfig) -> list[BlobRecord]:
+        """What a push of these layers need not upload."""
+        if len(manifest.layers) != len(config.diff_ids):  # of an image that was here: nobody has compared them
+            return []
+        return [
+            BlobRecord(str(diff_id), self._reference.name, str(layer.digest), layer.size_bytes)
+            for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True)
+            if layer.media_type in GZIP_LAYERS
+        ]
 
     # --- for the layers
 

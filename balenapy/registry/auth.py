@@ -282,8 +282,7 @@ class Authorizer:
 
     async def _fetch_with_password(self, realm: str, service: str, scope: str) -> _Token:
         query = [("service", service)] if service else []
-        if scope:
-            query.append(("scope", scope))
+        query += [("scope", one) for one in scope.split()]
         if self._offline:
             query += [("offline_token", "true"), ("client_id", CLIENT_ID)]
         headers = {}

@@ -4,9 +4,8 @@ A `Session` is one conversation about one repository: endpoints in order (mirror
 registry https, then http), connected at the first request, authorised once, closed at the end. Requests of one session
 may run at the same time.
 
-Reads only, for now: uploads join `Session` as methods that use the same `_open`.
-
-Sources: moby 18.09 registry/{config,service_v2,auth}.go, distribution/{pull,pull_v2,registry}.go.
+Sources: moby 18.09 registry/{config,service_v2,auth}.go, distribution/{pull,pull_v2,push_v2,registry}.go;
+docker/distribution registry/client/{repository,blob_writer}.go.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 import trio
 
@@ -128,6 +127,7 @@ class Registry:
         auth: AuthConfig | None = None,
         *,
         actions: str = "pull",
+        also_pull: Sequence[str] = (),
         upstream_client: str = "",
         meta_headers: Mapping[str, str] | None = None,
         translate: Callable[[RegistryError, Reference], EngineError] = pull_error,
@@ -135,16 +135,17 @@ class Registry:
         """Talk about one repository. Nothing is sent before the first request.
 
         Args:
-            actions: of the token's scope, e.g. `pull` or `pull,push`.
+            actions: of the token's scope: `pull`, or `pull,push`, which leaves mirrors out.
+            also_pull: paths of other repositories the token is to open, for blobs mounted from there.
             upstream_client: User-Agent of the API client we work for; X-Meta-* headers of its request go along too.
             translate: how a registry's refusal is told; a pull's way unless said otherwise.
         """
         session = Session(
             reference,
-            await self._endpoints(reference.domain),
+            await self._endpoints(reference.domain, mirrors="push" not in actions),
             self._maker(upstream_client, meta_headers),
             auth,
-            actions,
+            " ".join([f"repository:{reference.path}:{actions}", *(f"repository:{path}:pull" for path in also_pull)]),
             translate,
         )
         async with session:
@@ -285,14 +286,14 @@ class Session:
         endpoints: Sequence[Endpoint],
         make: Callable[[Endpoint], HTTP],
         auth: AuthConfig | None,
-        actions: str,
+        scope: str,
         translate: Callable[[RegistryError, Reference], EngineError],
     ) -> None:
         self.reference = reference
         self._endpoints = tuple(endpoints)
         self._make = make
         self._auth = auth
-        self._scope = f"repository:{reference.path}:{actions}"
+        self._scope = scope
         self._translate = translate
         self._stack = AsyncExitStack()
         self._connections: dict[Endpoint, _Connection] = {}
@@ -390,6 +391,47 @@ class Session:
 
             yield await self._somewhere(open_)
 
+    # --- what can be put there
+
+    async def blob_size(self, digest: Digest) -> int | None:
+        """How long a blob is that the repository has; None when it has none of that digest."""
+
+        async def ask(connection: _Connection) -> int | None:
+            async with self._open(connection, "HEAD", f"blobs/{digest}", accept=(404,)) as answer:
+                return None if answer.status == 404 else answer.length or 0
+
+        return await self._persist(ask)
+
+    async def mount(self, digest: Digest, path: str) -> Upload | None:
+        """Have a blob taken over from another repository; if the registry will not, the upload it begins instead."""
+        return await self._begin(f"?mount={digest}&from={quote(path, safe='')}")
+
+    async def begin_upload(self) -> Upload:
+        """Begin an upload. Raises: RegistryError."""
+        upload = await self._begin("")
+        if upload is None:
+            raise RegistryError("registry says it has a blob that nobody named")
+        return upload
+
+    async def _begin(self, query: str) -> Upload | None:
+        async def begin(connection: _Connection) -> Upload | None:
+            async with self._open(connection, "POST", f"blobs/uploads/{query}", content=b"") as answer:
+                if answer.status == 201:
+                    return None
+                return Upload(self, connection, _upload_location(answer))
+
+        return await self._persist(begin)
+
+    async def put_manifest(self, raw: bytes, media_type: str, name: str) -> Digest:
+        """Put a manifest under a tag or its digest; the digest the registry gave it."""
+
+        async def put(connection: _Connection) -> Digest:
+            headers = {"Content-Type": media_type}
+            async with self._open(connection, "PUT", f"manifests/{name}", headers, content=raw) as answer:
+                return _digest_of(answer) or sha256_digest(raw)
+
+        return await self._persist(put)
+
     # --- how it is asked
 
     async def _persist(self, action: Callable[[_Connection], Awaitable[T]], about: Reference | None = None) -> T:
@@ -458,17 +500,24 @@ class Session:
         headers: Mapping[str, str] | None = None,
         *,
         accept: Sequence[int] = (),
+        content: bytes | AsyncIterator[bytes] | None = None,
     ) -> AsyncIterator[Answer]:
-        """An authorised request that succeeded (or has a status in `accept`); a stale token is renewed once."""
+        """An authorised request that succeeded (or has a status in `accept`); a stale token is renewed once.
+
+        Content that is an iterator cannot be sent twice: what fails then may be tried again by whoever has more of it.
+        """
         url = path if "://" in path else f"{connection.endpoint.url}/v2/{self.reference.path}/{path}"
         authorizer = connection.authorizer
+        # Registries may send uploads to another server; credentials are not for that one.
+        foreign = urlsplit(url)[:2] != urlsplit(connection.endpoint.url)[:2]
         for attempt in ("as we are", "renewed"):
             had_token = authorizer.has_token(self._scope)
             try:
-                authorization = await authorizer.headers(self._scope)
+                authorization = {} if foreign else await authorizer.headers(self._scope)
             except RegistryError as error:
                 raise error.within(method, url) from error
-            async with connection.http.request(method, url, {**(headers or {}), **authorization}) as answer:
+            sent = {**(headers or {}), **authorization}
+            async with connection.http.request(method, url, sent, content) as answer:
                 if 200 <= answer.status < 300 or answer.status in accept:
                     yield answer
                     return
@@ -478,6 +527,55 @@ class Session:
             if attempt == "renewed" or not (stale or learnt):
                 raise refusal
             authorizer.forget(self._scope)
+            if content is not None and not isinstance(content, bytes):
+                refusal.retryable = True
+                raise refusal
+
+
+class Upload:
+    """A blob that is being put into a repository: `send` what there is, as often as it takes, then `finish`."""
+
+    def __init__(self, session: Session, connection: _Connection, location: str) -> None:
+        self._session = session
+        self._connection = connection
+        self._location = location
+
+    async def send(self, content: AsyncIterator[bytes]) -> None:
+        """Append, in one request of unknown length. Raises: RegistryError; `offset` says what arrived."""
+        headers = {"Content-Type": "application/octet-stream"}
+        async with self._session._open(self._connection, "PATCH", self._location, headers, content=content) as answer:
+            self._location = _upload_location(answer, self._location)
+
+    async def offset(self) -> int:
+        """How many bytes the registry has. Raises: RegistryError, also when it has forgotten the upload."""
+        async with self._session._open(self._connection, "GET", self._location) as answer:
+            self._location = _upload_location(answer, self._location)
+            first, _, last = answer.headers.get("range", "").rpartition("=")[2].partition("-")
+            # `0-0` is what registries say of nothing as well as of one byte.
+            return int(last) + 1 if first == "0" and last.isascii() and last.isdigit() and last != "0" else 0
+
+    async def finish(self, digest: Digest, content: bytes = b"") -> None:
+        """Append the rest and make it a blob. Raises: RegistryError."""
+        joint = "&" if "?" in self._location else "?"
+        url = f"{self._location}{joint}digest={digest}"
+        headers = {"Content-Type": "application/octet-stream"}
+        async with self._session._open(self._connection, "PUT", url, headers, content=content):
+            pass
+
+    async def cancel(self) -> None:
+        """Have the registry throw away what it has. Best effort."""
+        try:
+            async with self._session._open(self._connection, "DELETE", self._location, accept=(404, 405)):
+                pass
+        except RegistryError as error:
+            log.info("upload cannot be cancelled location=%s error=%s", self._location, error.message)
+
+
+def _upload_location(answer: Answer, former: str = "") -> str:
+    location = answer.headers.get("location", "")
+    if not location and not former:
+        raise RegistryError(f"{answer.url}: no Location for an upload", status=answer.status)
+    return urljoin(answer.url, location) if location else former
 
 
 class Blob:

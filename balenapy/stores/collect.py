@@ -108,6 +108,8 @@ def sweep_rows(connection: sqlite3.Connection, pins: Iterable[str], now_ns: int)
     ]
     connection.executemany("DELETE FROM snapshot WHERE chain_id = ?", [(chain_id,) for chain_id in chain_ids])
     connection.executemany("DELETE FROM document WHERE digest = ?", [(digest,) for digest in documents])
+    if chain_ids:
+        connection.execute("DELETE FROM blob WHERE diff_id NOT IN (SELECT diff_id FROM snapshot)")
     return Sweep(chain_ids, len(documents), len(expired))
 
 

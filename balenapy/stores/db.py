@@ -73,6 +73,14 @@ MIGRATIONS: tuple[str, ...] = (
         boot_id TEXT NOT NULL,
         expires_ns INTEGER NOT NULL
     ) WITHOUT ROWID;
+    -- Blobs that hold a layer, gzipped, and repositories that were seen to have them: what a push need not upload.
+    CREATE TABLE blob(
+        diff_id TEXT NOT NULL,
+        repository TEXT NOT NULL,           -- canonical, without tag
+        digest TEXT NOT NULL,
+        size_bytes INTEGER NOT NULL,
+        PRIMARY KEY(diff_id, repository, digest)
+    ) WITHOUT ROWID;
     CREATE TABLE lease(name TEXT PRIMARY KEY, created_ns INTEGER NOT NULL, expires_ns INTEGER NOT NULL) WITHOUT ROWID;
     CREATE TABLE lease_item(
         lease TEXT NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY(lease, kind, key)

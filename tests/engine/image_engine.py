@@ -18,6 +18,7 @@ from balenapy.engine.engine import Engine, Limiters
 from balenapy.engine.events import EventBus
 from balenapy.engine.images import Images
 from balenapy.engine.pull import Pulls
+from balenapy.engine.push import Pushes
 from balenapy.engine.workers import Workers
 from balenapy.registry.client import Registry
 from balenapy.stores.db import Database
@@ -55,6 +56,8 @@ async def image_engine(root: Path, **settings: Any) -> AsyncIterator[Engine]:
             engine.images = Images(engine)
             engine.pulls = Pulls(engine)
             engine.pulls.sleep = no_wait
+            engine.pushes = Pushes(engine)
+            engine.pushes.sleep = no_wait
             engine.containers = FakeContainers()  # type: ignore[assignment]
             engine.snapshots.recover()
             engine.images.recover()

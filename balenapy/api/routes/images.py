@@ -1,18 +1,19 @@
-"""Images: create (pull), list, inspect, history, tag, delete, prune, save, load."""
+"""Images: create (pull), list, inspect, history, tag, delete, prune, save, load, push."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from balenapy.api import query
-from balenapy.api.app import Request, route
+from balenapy.api.app import MAX_JSON_BYTES, Request, route
 from balenapy.api.response import BodyWriter, Response, StreamResponse, empty_response, json_response, stream_response
 from balenapy.core import progress
 from balenapy.core.filters import Filters, parse_filters
 from balenapy.core.manifest import parse_platform
-from balenapy.core.reference import parse_pull_reference
+from balenapy.core.reference import parse_pull_reference, parse_reference
 from balenapy.engine.images import LIST_FILTERS, PRUNE_FILTERS
 from balenapy.engine.load import load
+from balenapy.engine.push import credentials
 from balenapy.engine.save import choose_images, save
 from balenapy.errors import EngineError, InvalidParameter, SystemFailure, Unsupported
 
@@ -77,6 +78,24 @@ def register(app: App, engine: Engine) -> None:
     async def save_many(request: Request) -> StreamResponse:
         return save_all(request.args.getlist("names"))
 
+    async def push(request: Request, name: str) -> StreamResponse:
+        header = request.headers.get("X-Registry-Auth", "")
+        auth = credentials(header, b"" if header else await request.body.read(MAX_JSON_BYTES))
+        try:
+            reference = parse_reference(name)
+            if request.args.get("tag"):
+                reference = reference.with_tag(request.args["tag"])
+        except InvalidParameter as error:
+            raise SystemFailure(error.message) from error
+
+        async def produce(write: BodyWriter) -> None:
+            try:
+                await engine.pushes.push(reference, auth, write)
+            except EngineError as error:
+                await write(progress.error(error.message))
+
+        return stream_response(produce, "application/json", head_first=False)
+
     def save_all(names: list[str]) -> StreamResponse:
         images = choose_images(engine, names)
 
@@ -104,6 +123,7 @@ def register(app: App, engine: Engine) -> None:
     route(app, "POST", "/images/prune", prune)
     route(app, "GET", "/images/<path:name>/json", inspect)
     route(app, "GET", "/images/<path:name>/history", history)
+    route(app, "POST", "/images/<path:name>/push", push)
     route(app, "POST", "/images/<path:name>/tag", tag)
     route(app, "DELETE", "/images/<path:name>", remove)
 
