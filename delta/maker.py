@@ -42,6 +42,8 @@ FRAME_PREFIX_BYTES = 4 << 20  # of the old one
 FRAME_TABLES_BYTES = 80  # what a frame spends on tables
 MIN_FRAMED_COST = 48
 MAX_FRAME_FILES = 4096
+LARGE_BYTES = 4 << 20
+REWRITTEN_PART = 6
 # bsdiff's suffix array takes some 16 bytes a byte of the old file.
 MAX_BSDIFF_BYTES = 160 << 20
 FAST_BSDIFF_BYTES = 1 << 20
@@ -182,7 +184,9 @@ def choose(old: bytes | None, new: bytes, source: Place | None, settings: Settin
         cost = _quick(found.diff) + _quick(found.extra) + _quick(encode_control(found.triples[:-1]))
         if cost < best.cost_bytes:
             best = Content("bsdiff", source, bsdiff=found, cost_bytes=cost)
-    if "zstd" in settings.codecs and best.cost_bytes > MIN_FRAMED_COST:
+    # Frames of a large file take long, and only a file that was rewritten is smaller by them.
+    rewritten = len(new) < LARGE_BYTES or best.cost_bytes > len(new) // REWRITTEN_PART
+    if "zstd" in settings.codecs and best.cost_bytes > MIN_FRAMED_COST and rewritten:
         level = 9 if settings.fast else 19
         cost = 0
         for start, size, offset, length in frame_parts(len(old), len(new)):
