@@ -238,9 +238,7 @@ async def test_a_tag_that_moves_is_told(tmp_path: Path) -> None:
         names = {row["Id"]: row["RepoTags"] for row in engine.images.summaries(NO_FILTERS)}
         events = event_names(engine)
     assert lines == [
-        {
-            "stream": f"The image app:1 already exists, renaming the old one with ID {old.image_id} to empty string\n"
-        },
+        {"stream": f"The image app:1 already exists, renaming the old one with ID {old.image_id} to empty string\n"},
         {"stream": "Loaded image: app:1\n"},
     ]
     assert names == {new.image_id: ["app:1"], old.image_id: ["<none>:<none>"]}

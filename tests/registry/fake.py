@@ -48,6 +48,7 @@ class Fault:
         chunked: announce no length.
         ignore_range: answer 200 with everything.
         digest_header: lie in Docker-Content-Digest.
+        take_at: of an upload, keep so many bytes more and cut the connection.
     """
 
     pattern: str
@@ -63,6 +64,7 @@ class Fault:
     chunked: bool = False
     ignore_range: bool = False
     digest_header: str = ""
+    take_at: int | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,10 @@ class FakeRegistry:
         self.blobs: dict[str, bytes] = {}
         self.manifests: dict[tuple[str, str], tuple[str, bytes]] = {}
         self.tags_page = 1000
+        self.homes: dict[str, set[str]] | None = None  # repository -> its blobs; None: every one has all
+        self.mounts = True  # whether blobs are taken over from other repositories
+        self.uploads: dict[str, bytearray] = {}
+        self.received_bytes = 0  # of uploads
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
         self.tokens: dict[str, str] = {}  # token -> scope
@@ -175,13 +181,25 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._handle()
 
+    def do_PATCH(self) -> None:
+        self._handle()
+
+    def do_PUT(self) -> None:
+        self._handle()
+
+    def do_DELETE(self) -> None:
+        self._handle()
+
     def _handle(self) -> None:
         registry = self.server.registry
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self._body = body
         form = {name: values[0] for name, values in parse_qs(body.decode("latin-1")).items()}
         registry.requests.append(Request(self.command, self.path, dict(self.headers), form))
         fault = registry.take_fault(f"{self.command} {self.path}") or Fault("")
         if fault.status:
+            for _ in self._pieces():
+                pass
             self._answer(fault.status, fault.body or b"", fault.headers, fault)
             return
         path = urlsplit(self.path).path
@@ -191,10 +209,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._challenge()
         elif path == "/v2/":
             self._answer(200, b"{}", fault.headers, fault)
+        elif found := re.fullmatch(r"/v2/(.+)/blobs/uploads/(.*)", path):
+            self._upload(found[1], found[2], fault)
+        elif (found := re.fullmatch(r"/v2/(.+)/manifests/(.+)", path)) and self.command == "PUT":
+            name = registry.add_manifest(found[1], found[2], self.headers["Content-Type"], body)
+            self._answer(201, b"", {"Docker-Content-Digest": name, **fault.headers}, fault)
         elif found := re.fullmatch(r"/v2/(.+)/manifests/(.+)", path):
             self._manifest(found[1], found[2], fault)
         elif found := re.fullmatch(r"/v2/(.+)/blobs/(.+)", path):
-            self._blob(found[2], fault)
+            self._blob(found[1], found[2], fault)
         elif found := re.fullmatch(r"/v2/(.+)/tags/list", path):
             self._tags(found[1], fault)
         else:
@@ -264,9 +287,62 @@ class _Handler(BaseHTTPRequestHandler):
         }
         self._answer(200, data, headers, fault)
 
-    def _blob(self, name: str, fault: Fault) -> None:
-        data = self.server.registry.blobs.get(name)
-        if data is None:
+    def _pieces(self) -> Iterator[bytes]:
+        """The body of an upload as it comes."""
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            yield self._body
+            return
+        while length := int(self.rfile.readline().strip() or b"0", 16):
+            yield self.rfile.read(length)
+            self.rfile.readline()
+        self.rfile.readline()
+
+    def _upload(self, repository: str, name: str, fault: Fault) -> None:
+        registry = self.server.registry
+        query = {key: values[0] for key, values in parse_qs(urlsplit(self.path).query).items()}
+        if self.command == "POST":
+            wanted = query.get("mount", "")
+            homes = registry.homes if registry.homes is not None else {}
+            if registry.mounts and wanted in homes.get(query.get("from", ""), ()):
+                homes.setdefault(repository, set()).add(wanted)
+                self._answer(201, b"", {"Docker-Content-Digest": wanted})
+                return
+            name = f"upload-{next(registry._numbers)}"
+            registry.uploads[name] = bytearray()
+        upload = registry.uploads.get(name)
+        if upload is None:
+            self._error(404, "BLOB_UPLOAD_UNKNOWN", "blob upload unknown to registry")
+            return
+        if self.command in ("PATCH", "PUT"):
+            left = fault.take_at
+            for piece in self._pieces():
+                kept = piece if left is None else piece[:left]
+                upload += kept
+                registry.received_bytes += len(kept)
+                if left is not None:
+                    left -= len(kept)
+                    if not left:
+                        self._cut(fault.reset)
+                        return
+        if self.command == "PUT":
+            del registry.uploads[name]
+            if digest(bytes(upload)) != query["digest"]:
+                self._error(400, "DIGEST_INVALID", "provided digest did not match uploaded content")
+                return
+            registry.add_blob(bytes(upload))
+            if registry.homes is not None:
+                registry.homes.setdefault(repository, set()).add(query["digest"])
+        elif self.command == "DELETE":
+            del registry.uploads[name]
+        status = {"POST": 202, "PATCH": 202, "PUT": 201}.get(self.command, 204)
+        end = max(len(upload) - 1, 0)
+        headers = {"Location": f"/v2/{repository}/blobs/uploads/{name}", "Range": f"0-{end}", **fault.headers}
+        self._answer(status, b"", headers, fault)
+
+    def _blob(self, repository: str, name: str, fault: Fault) -> None:
+        registry = self.server.registry
+        data = registry.blobs.get(name)
+        if data is None or (registry.homes is not None and name not in registry.homes.get(repository, ())):
             self._error(404, "BLOB_UNKNOWN", "blob unknown to registry")
             return
         data = data if fault.body is None else fault.body
