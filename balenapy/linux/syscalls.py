@@ -43,6 +43,8 @@ MAX_SYMLINKS = 40  # the kernel's MAXSYMLINKS
 
 _MOUNT_DATA_MAX = 4095  # mount(2) copies one page and ends it with a zero byte
 _SYS_OPENAT2 = 437  # the same number on every architecture
+_SYS_RENAMEAT2 = {"x86_64": 316, "i686": 353, "i386": 353, "armv6l": 382, "armv7l": 382, "armv8l": 382}
+_RENAME_EXCHANGE = 2
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_IN_ROOT = 0x10
 _OCTAL = re.compile(rb"\\([0-7]{3})")  # how mountinfo writes blanks
@@ -88,6 +90,13 @@ def bind_mount(source: PathLike, target: PathLike, *, recursive: bool = False, r
     mount(source, target, flags=MS_BIND | depth)
     if read_only:
         mount("none", target, flags=MS_BIND | MS_REMOUNT | MS_RDONLY | depth)
+
+
+def exchange(source: bytes, target: bytes, source_dir: int, target_dir: int) -> None:
+    """renameat2(2) with RENAME_EXCHANGE: two names of one file system swap what they mean, at once."""
+    number = _SYS_RENAMEAT2.get(os.uname().machine, 276)
+    if _libc.syscall(number, source_dir, source, target_dir, target, _RENAME_EXCHANGE) != 0:
+        _raise_errno(source)
 
 
 def umount2(target: PathLike, flags: int = MNT_DETACH | UMOUNT_NOFOLLOW) -> None:

@@ -15,8 +15,10 @@ from balenapy.worker import process
 VERBS = {
     "copy": "balenapy.worker.copy",
     "inflate": "balenapy.worker.inflate",
+    "mend": "balenapy.worker.mend",
     "pack": "balenapy.worker.pack",
     "unpack": "balenapy.worker.unpack",
+    "verify": "balenapy.worker.verify",
 }
 
 

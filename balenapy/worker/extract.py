@@ -40,6 +40,7 @@ T = TypeVar("T")
 WHITEOUT = b".wh."
 WHITEOUT_META = b".wh..wh."  # aufs' own files; only the opaque mark means something
 WHITEOUT_OPAQUE = b".wh..wh..opq"
+HIDDEN = b"W"  # as a type of `meaning`
 OVERLAY_OPAQUE = b"trusted.overlay.opaque"
 # A layer must not tell overlayfs where to find its files (redirect, metacopy, origin).
 _OWN_XATTRS = b"trusted.overlay."
@@ -379,6 +380,20 @@ def clean(name: bytes) -> bytes:
         elif part and part != b".":
             parts.append(part)
     return b"/".join(parts)
+
+
+def meaning(entry: Entry) -> tuple[bytes, bytes]:
+    """The path an entry is about, and its type: whiteouts are about what they hide. ("", …) for none."""
+    path = clean(entry.name)
+    if b".wh." in path:
+        parent, slash, base = path.rpartition(b"/")
+        if base == WHITEOUT_OPAQUE:
+            return parent, WHITEOUT_OPAQUE
+        if any(part.startswith(WHITEOUT_META) for part in path.split(b"/")):
+            return b"", entry.type
+        if base.startswith(WHITEOUT):
+            return parent + slash + base[len(WHITEOUT) :], HIDDEN
+    return path, entry.type
 
 
 def _owner(number: int, entry: Entry) -> int:

@@ -22,7 +22,7 @@ class SplitWriter:
     def __init__(self, directory: str) -> None:
         path = os.path.join(directory, NAME)
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        self._compressor = zstandard.ZstdCompressor(level=LEVEL).compressobj()
+        self._compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compressobj()
         self._records: list[bytes] = [tarsplit.MAGIC]
         self._size = 0
 

@@ -4,6 +4,8 @@
     directory/tar-split.zst    what else is needed to give back the tar (core/tarsplit)
     directory/displaced/       only if the tar has a path twice: contents that lost their path
 
+With `only`, a list of paths, nothing else of the layer is made (to mend one that is damaged), and no tar-split.
+
 All of it is synced before the report goes out: {"digest", "size", "diff_id", "size_bytes", "disk_bytes",
 "entries"}. The digest is not known before, so nothing may look at the directory until somebody has compared it.
 
@@ -25,7 +27,7 @@ from balenapy.errors import Conflict, InvalidParameter
 from balenapy.linux import syscalls
 from balenapy.worker import process
 from balenapy.worker.decompress import HEAD_BYTES, Decoder, open_decoder
-from balenapy.worker.extract import Extractor
+from balenapy.worker.extract import Extractor, meaning
 from balenapy.worker.splitfile import SplitWriter
 
 READ_BYTES = 128 << 10
@@ -47,12 +49,14 @@ def run(arguments: dict[str, Any]) -> dict[str, Any]:
     except FileExistsError:
         if os.listdir(diff):
             raise Conflict(f"unpack: {diff} is not empty") from None
-    split = SplitWriter(directory)
+    only = arguments.get("only")
+    split = SplitWriter(directory) if only is None else NoSplit()
     displaced = Displaced(directory)
     process.enter(diff)
     os.umask(0)
     source.start()
-    unpacker = Unpacker(source, split, Extractor(displaced.fd))
+    extractor = Extractor(displaced.fd) if only is None else Chosen(frozenset(map(os.fsencode, only)))
+    unpacker = Unpacker(source, split, extractor)
     unpacker.run()
     split.close()
     displaced.close()
@@ -123,6 +127,31 @@ class Source:
             self._ahead.put(None)
 
 
+class NoSplit:
+    """Takes the place of a tar-split that nobody wants."""
+
+    def segment(self, raw: bytes | memoryview) -> None:
+        pass
+
+    def file(self, size: int, crc: int, path: bytes) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Chosen(Extractor):
+    """Makes what is at some paths, and nothing else."""
+
+    def __init__(self, paths: frozenset[bytes]) -> None:
+        super().__init__()
+        self._paths = paths
+
+    def begin(self, entry: Entry) -> int:
+        path, _ = meaning(entry)
+        return super().begin(entry) if path in self._paths else -1
+
+
 class Displaced:
     """The directory for displaced contents; there is none at the end when nothing was displaced."""
 
@@ -144,7 +173,7 @@ class Displaced:
 class Unpacker:
     """Feeds the tar reader, and gives each event to the hash, the tar-split and the extractor."""
 
-    def __init__(self, source: Source, split: SplitWriter, extractor: Extractor) -> None:
+    def __init__(self, source: Source, split: SplitWriter | NoSplit, extractor: Extractor) -> None:
         self.hash = hashlib.sha256()
         self.extractor = extractor
         self.entries = 0

@@ -51,7 +51,16 @@ class Worker:
         assert report["size"] == len(blob)
         assert report["diff_id"] == sha256(tar)
         assert self.pack() == tar
+        assert self.damage(report["diff_id"]) == []
         return report
+
+    def damage(self, diff_id: str, *, deep: bool = True) -> list[list[str]]:
+        """What `verify` finds."""
+        layer = {"directory": str(self.snapshot), "diff_id": diff_id, "chain_id": diff_id}
+        (found,) = self.run("verify", layers=[layer], deep=deep)["layers"]
+        self.report = found
+        bad: list[list[str]] = found["bad"]
+        return bad
 
     def refuse(self, blob: bytes) -> str:
         """Unpack something that must fail; the message."""
