@@ -47,10 +47,16 @@ class LayerReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What `make` made. `delta_bytes` is all that a client may fetch: manifest, config, blobs."""
+    """What `make` made. A device fetches manifest and blobs; the config is for people and tools."""
 
     layers: tuple[LayerReport, ...]
-    delta_bytes: int
+    manifest_bytes: int
+    config_bytes: int
+
+    @property
+    def delta_bytes(self) -> int:
+        """What crosses the network to a device."""
+        return self.manifest_bytes + sum(report.delta_bytes for report in self.layers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +127,7 @@ def make(
     writer.close(
         [{"mediaType": MANIFEST, "artifactType": ARTIFACT_TYPE, "digest": digest, "size": len(manifest)}]
     )
-    total = len(manifest) + len(config) + sum(report.delta_bytes for report in reports)
-    return Report(tuple(reports), total)
+    return Report(tuple(reports), len(manifest), len(config))
 
 
 def open_delta(path: Path) -> Delta:

@@ -52,12 +52,18 @@ def read_head(read_at: ReadAt) -> tuple[Head, int]:
 
 
 def apply(
-    read_at: ReadAt, base: Base, *, budget_bytes: int = DEFAULT_BUDGET_BYTES, check: bytes | None = None
+    read_at: ReadAt,
+    base: Base,
+    *,
+    budget_bytes: int = DEFAULT_BUDGET_BYTES,
+    check: bytes | None = None,
+    max_bytes: int | None = None,
 ) -> Iterator[bytes]:
     """The target tar in pieces of some 512 KiB; only when it ends without an error is it the target.
 
     Args:
         check: `base_check` of the base, when the caller knows its diff_ids.
+        max_bytes: no target is larger than this.
 
     Raises:
         Malformed, Unsupported: the delta is not one. OverBudget: it needs more memory than `budget_bytes`.
@@ -68,6 +74,8 @@ def apply(
         raise OverBudget(f"native delta: needs {head.memory_bytes + OWN_BYTES} bytes of {budget_bytes}")
     if head.base_layers != base.layers or (check is not None and check != head.base_check):
         raise WrongBase("native delta: made for another base")
+    if max_bytes is not None and head.target_bytes > max_bytes:
+        raise Malformed(f"native delta: makes {head.target_bytes} bytes of at most {max_bytes}")
     readers = []
     for name, section in zip(sections.SECTION_NAMES, head.sections, strict=True):
         readers.append(SectionReader(name, read_at, start, section))
