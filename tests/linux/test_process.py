@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from balenapy.errors import SystemFailure
-from balenapy.linux.process import ProcessHandle, run_tool, start_time
+from balenapy.linux.process import ProcessHandle, child_pids, command_line, run_tool, start_time
 from tests.trio_tests import trio_test
 
 
@@ -45,14 +45,12 @@ async def test_a_tool_that_prints_without_end_is_killed() -> None:
 
 @trio_test
 async def test_cancelling_kills_and_reaps() -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(os.listdir("/proc/self/fd")), child_pids(os.getpid())
     with trio.move_on_after(0.05) as scope:
         await run_tool(["sleep", "1000"])
 
     assert scope.cancelled_caught
-    with pytest.raises(ChildProcessError):
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert (len(os.listdir("/proc/self/fd")), child_pids(os.getpid())) == before
 
 
 @trio_test
@@ -91,3 +89,18 @@ def test_start_time_of_ourselves_is_in_the_past() -> None:
         theirs = start_time(child.pid)
     assert ours is not None and theirs is not None
     assert 0 < ours <= theirs
+
+
+def test_arguments_and_children_of_a_process_are_told() -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        try:
+            assert child.stdin is not None and child.stdout is not None
+            child.stdin.write(b"x")
+            child.stdin.flush()
+            child.stdout.read(1)  # it runs: just after exec the kernel does not know its arguments yet
+            assert child.pid in child_pids(os.getpid())
+            assert command_line(child.pid) == ["cat"]
+        finally:
+            child.kill()
+    assert command_line(child.pid) == []
+    assert child_pids(child.pid) == []
