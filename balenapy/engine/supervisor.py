@@ -688,9 +688,11 @@ class Supervisors:
         """Follow a container that outlived an engine; False when it did not."""
         state = container.state
         handle = ProcessHandle.open(state.conmon_pid, state.conmon_start_time)
-        if handle is None or state.status is Status.RESTARTING:
-            if handle is not None:
-                handle.close()
+        if handle is None:
+            return False
+        # Its arguments too: after a reboot another process may have started with that pid in the same tick.
+        if state.status is Status.RESTARTING or container.id not in command_line(handle.pid):
+            handle.close()
             return False
         runtime = self._engine.runtimes.get(container.host_config.runtime)
         config = self._engine.config
