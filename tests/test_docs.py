@@ -31,3 +31,17 @@ def test_every_environment_variable_the_code_reads_is_named() -> None:
 
     assert set() == {name for name in read - internal if f"`{name}`" not in README}
     assert read
+
+
+def test_architecture_lists_every_module_and_no_other() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    tree = text[text.index("    balenapy/\n") : text.index("Still to come")]
+    package = ROOT / "balenapy"
+    expected = {
+        path.name
+        for path in package.rglob("*.py")
+        if path.name != "__init__.py" and path.relative_to(package).parts[:2] != ("api", "routes")
+        if path.relative_to(package).parts[0] != "cli"
+    }
+
+    assert expected | {"absent.py"} == set(re.findall(r"\w+\.py", tree))
