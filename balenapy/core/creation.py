@@ -211,14 +211,15 @@ def merge_config(config: ContainerConfig, image: ContainerConfig | None) -> None
     Raises: InvalidParameter `No command specified`.
     """
     if image is not None:
-        _merge_image(config, image)
+        fill_from_image(config, image)
     if config.entrypoint == [""]:
         config.entrypoint = None
     if not config.entrypoint and not config.cmd:
         raise InvalidParameter("No command specified")
 
 
-def _merge_image(config: ContainerConfig, image: ContainerConfig) -> None:
+def fill_from_image(config: ContainerConfig, image: ContainerConfig) -> None:
+    """Fill what a config leaves open from another, in place. Source: moby daemon/commit.go merge."""
     config.user = config.user or image.user
     config.exposed_ports = _union(config.exposed_ports, image.exposed_ports)
     if config.env:

@@ -37,14 +37,14 @@ def step(id: str, status: str) -> bytes:
 
 
 def advance(id: str, status: str, current: int, total: int = 0) -> bytes:
-    """How far one layer is; `total` 0 when nobody knows. An empty status is left out."""
+    """How far one layer is; `total` 0 when nobody knows. An empty status or id is left out."""
     numbers = {"current": current, "total": total}
     line: dict[str, Any] = {"status": status} if status else {}
     line["progressDetail"] = {name: value for name, value in numbers.items() if value}
     text = progress_text(current, total)
     if text:
         line["progress"] = text
-    return _line({**line, "id": id})
+    return _line({**line, "id": id} if id else line)
 
 
 def advance_total(current: int, total: int) -> bytes:

@@ -62,6 +62,7 @@ class NewImage:
     config: ImageConfig
     references: tuple[Reference, ...] = ()
     parent: str = ""  # image_id
+    tagged_ns: int = 0
 
 
 class Assembly:
@@ -236,7 +237,7 @@ class Assembly:
                 placed[str(chain_id)].size_bytes if str(chain_id) in placed else self._size_of(str(chain_id))
                 for chain_id in image.config.chain_ids
             )
-            records.append(ImageRecord(image_id, image.config, image.parent, size_bytes))
+            records.append(ImageRecord(image_id, image.config, image.parent, size_bytes, image.tagged_ns))
             named.append([ReferenceRecord(reference, image_id) for reference in image.references])
 
         def insert(connection: sqlite3.Connection) -> list[Layer]:

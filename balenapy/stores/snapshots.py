@@ -24,7 +24,7 @@ import os
 import secrets
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -193,6 +193,15 @@ class Snapshots:
             pass
         return aside
 
+    async def put_aside(self, path: Path) -> None:
+        """`put_aside_nowait` of a directory that is given up. Clean-up, done although the caller is cancelled."""
+        with trio.CancelScope(shield=True):
+            try:
+                await trio.to_thread.run_sync(self.put_aside_nowait, path, limiter=self._limiter)
+            except OSError as error:  # no row names it: the next start finds it
+                log.error("cannot put aside path=%s error=%s", path, error)
+        self._unfinished.discard(path.name)
+
     @property
     def unclaimed(self) -> tuple[Path, ...]:
         """Directories of layers whose rows were lost; `commit` or `put_aside_nowait` each, then `claimed`."""
@@ -296,6 +305,34 @@ class Snapshots:
                 also(connection)
 
         await self._db.change(insert, lambda _: self.inserted(layer))
+
+    async def replace(self, layer: Layer, also: Commit | None = None) -> None:
+        """Put a synced directory in the place of a committed layer's damaged one, which goes into quarantine.
+
+        Raises: SystemFailure, when there is no such layer.
+        """
+        former: list[Path] = []
+
+        def update(connection: sqlite3.Connection) -> None:
+            durable.step("replace layer")
+            updated = connection.execute(
+                "UPDATE snapshot SET directory = ?, size_bytes = ?, disk_bytes = ? "
+                "WHERE chain_id = ? AND kind = 'committed'",
+                (layer.path.name, layer.size_bytes, layer.disk_bytes, layer.chain_id),
+            )
+            if updated.rowcount == 0:
+                raise self._absent(layer.chain_id)
+            if also is not None:
+                also(connection)
+
+        def apply(_: None) -> None:
+            former.append(self._layers[layer.chain_id].path)
+            self._layers[layer.chain_id] = layer
+            self._unfinished.discard(layer.path.name)
+
+        await self._db.change(update, apply)
+        for path in former:
+            await self.put_aside(path)
 
     def insert(self, connection: sqlite3.Connection, layer: Layer) -> None:
         """Make a synced directory a layer, inside a transaction; `inserted` follows it. Errors as for `commit`."""
@@ -431,16 +468,31 @@ class Snapshots:
 
         Raises: SystemFailure.
         """
-        async with self.pinned(chain_id):
-            target = self._views / secrets.token_hex(8)
-            lower = [layer.diff for layer in self.chain(chain_id)]
-            await trio.to_thread.run_sync(partial(_mount_view, target, lower), limiter=self._limiter)
-            try:
-                yield target
-            finally:
-                # Lazy, so it never blocks; whoever still holds a file open keeps it until he closes it.
-                syscalls.unmount_if_mounted(target)
-                target.rmdir()
+        async with self.pinned(chain_id), self._mounted([layer.diff for layer in self.chain(chain_id)]) as path:
+            yield path
+
+    @asynccontextmanager
+    async def view_container(self, key: str, *, changes: bool) -> AsyncIterator[Path]:
+        """Mount a container's files read-only: as they are, or without the changes of its writable layer.
+
+        Raises: NotFound, SystemFailure.
+        """
+        active = self.get(key)
+        async with self.pinned(active.parent):
+            lower = [active.init, *(layer.diff for layer in self.chain(active.parent))]
+            async with self._mounted([active.diff, *lower] if changes else lower) as path:
+                yield path
+
+    @asynccontextmanager
+    async def _mounted(self, lower: list[Path]) -> AsyncIterator[Path]:
+        target = self._views / secrets.token_hex(8)
+        await trio.to_thread.run_sync(partial(_mount_view, target, lower), limiter=self._limiter)
+        try:
+            yield target
+        finally:
+            # Lazy, so it never blocks; whoever still holds a file open keeps it until he closes it.
+            syscalls.unmount_if_mounted(target)
+            target.rmdir()
 
     @asynccontextmanager
     async def pinned(self, chain_id: str) -> AsyncIterator[None]:
@@ -453,6 +505,18 @@ class Snapshots:
         finally:
             self._pins[chain_id] -= 1
             self._pins += Counter()  # drops zeros
+
+    @asynccontextmanager
+    async def pinned_layers(self, layers: Iterable[Layer]) -> AsyncIterator[list[Layer]]:
+        """Those of the layers that are still there, kept from being collected for as long as the block lasts."""
+        async with self._db.ordered():
+            present = [layer for layer in layers if self._layers.get(layer.chain_id) == layer]
+            self._pins.update(layer.chain_id for layer in present)
+        try:
+            yield present
+        finally:
+            self._pins.subtract(layer.chain_id for layer in present)
+            self._pins += Counter()
 
     # --- collection
 

@@ -323,7 +323,7 @@ class Packer:
                 name,
                 kind,
                 size=size,
-                mode=stat.S_IMODE(status.st_mode) if mode is None else mode,
+                mode=status.st_mode if mode is None else mode,  # with its type, as Go writes it
                 uid=status.st_uid,
                 gid=status.st_gid,
                 mtime_s=status.st_mtime_ns // 1_000_000_000,

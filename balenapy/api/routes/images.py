@@ -1,4 +1,4 @@
-"""Images: create (pull), list, inspect, history, tag, delete, prune, save, load, push."""
+"""Images: create (pull, import), list, inspect, history, tag, delete, prune, save, load, push."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from balenapy.api.app import MAX_JSON_BYTES, Request, route
 from balenapy.api.response import BodyWriter, Response, StreamResponse, empty_response, json_response, stream_response
 from balenapy.core import progress
 from balenapy.core.filters import Filters, parse_filters
-from balenapy.core.manifest import parse_platform
+from balenapy.core.manifest import Platform, parse_platform
 from balenapy.core.reference import parse_pull_reference, parse_reference
 from balenapy.engine.images import LIST_FILTERS, PRUNE_FILTERS
+from balenapy.engine.imports import check_import, import_image
 from balenapy.engine.load import load
 from balenapy.engine.push import credentials
 from balenapy.engine.save import choose_images, save
-from balenapy.errors import EngineError, InvalidParameter, SystemFailure, Unsupported
+from balenapy.errors import EngineError, InvalidParameter, SystemFailure
 
 if TYPE_CHECKING:
     from balenapy.api.app import App
@@ -54,17 +55,45 @@ def register(app: App, engine: Engine) -> None:
     async def create(request: Request) -> StreamResponse:
         image = request.args.get("fromImage", "")
         if not image:
-            raise _no_import(request.args.get("fromSrc", ""))
+            return create_from_files(request)
         reference = parse_pull_reference(image, request.args.get("tag", ""))
-        asked = request.args.get("platform", "") if request.version_at_least("1.32") else ""
-        platform = parse_platform(asked, engine.pulls.platform) if asked else None
-        if platform is not None and platform.os != "linux":
-            raise InvalidParameter("operating system is not supported")
+        platform = wanted_platform(request)
         auth = request.headers.get("X-Registry-Auth", "")
 
         async def produce(write: BodyWriter) -> None:
             try:
                 await engine.pulls.pull(reference, auth, platform, write)
+            except EngineError as error:
+                if not write.started:
+                    raise
+                await write(progress.error(error.message))
+
+        return stream_response(produce, "application/json", head_first=False)
+
+    def wanted_platform(request: Request) -> Platform | None:
+        asked = request.args.get("platform", "") if request.version_at_least("1.32") else ""
+        platform = parse_platform(asked, engine.pulls.platform) if asked else None
+        if platform is not None and platform.os != "linux":
+            raise InvalidParameter("operating system is not supported")
+        return platform
+
+    def create_from_files(request: Request) -> StreamResponse:
+        source = request.args.get("fromSrc", "")
+        if not source:
+            # What the reference engine makes of an import of nothing.
+            raise SystemFailure('Get "http:": http: no Host in request URL')
+        asked = check_import(
+            source,
+            request.args.get("repo", ""),
+            request.args.get("tag", ""),
+            request.args.get("message", ""),
+            request.args.getlist("changes"),
+            wanted_platform(request) or engine.pulls.platform,
+        )
+
+        async def produce(write: BodyWriter) -> None:
+            try:
+                await import_image(engine, asked, request.body, write)
             except EngineError as error:
                 if not write.started:
                     raise
@@ -126,10 +155,3 @@ def register(app: App, engine: Engine) -> None:
     route(app, "POST", "/images/<path:name>/push", push)
     route(app, "POST", "/images/<path:name>/tag", tag)
     route(app, "DELETE", "/images/<path:name>", remove)
-
-
-def _no_import(source: str) -> EngineError:
-    if not source:
-        # What the reference engine makes of an import of nothing.
-        return SystemFailure('Get "http:": http: no Host in request URL')
-    return Unsupported("POST /images/create with fromSrc (import) is not implemented")

@@ -1,0 +1,138 @@
+"""Import: a tar of files, from the request's body or a URL, becomes an image of one layer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import trio
+
+from balenapy.core.container import ContainerConfig
+from balenapy.core.imageconfig import imported_config
+from balenapy.core.instructions import apply_changes
+from balenapy.core.manifest import Platform, parse_image_config
+from balenapy.core.reference import Reference, parse_reference
+from balenapy.engine.assembly import Assembly, NewImage
+from balenapy.engine.lines import Lines, Write
+from balenapy.engine.pull import one_error
+from balenapy.errors import EngineError, Forbidden, InvalidParameter, NotFound, SystemFailure, Unauthorized
+from balenapy.registry.client import user_agent
+from balenapy.registry.errors import reason_phrase
+from balenapy.registry.http import HTTP
+
+if TYPE_CHECKING:
+    from balenapy.engine.engine import Engine
+
+ERROR_BODY_MAX_BYTES = 64 << 10
+_KINDS: dict[int, Callable[[str], EngineError]] = {
+    400: InvalidParameter,
+    401: Unauthorized,
+    403: Forbidden,
+    404: NotFound,
+}
+
+Body = AsyncIterable[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class ImportRequest:
+    """What is asked for, checked. `source` is `-` for the body, or a URL."""
+
+    source: str
+    reference: Reference | None
+    message: str
+    config: ContainerConfig
+    platform: Platform
+
+
+def check_import(
+    source: str, repository: str, tag: str, message: str, changes: Sequence[str], platform: Platform
+) -> ImportRequest:
+    """Read the parameters. Raises: InvalidParameter.
+
+    Source: moby daemon/images/image_import.go.
+    """
+    reference = None
+    if repository:
+        reference = parse_reference(repository)
+        if reference.digest is not None:
+            raise InvalidParameter("cannot import digest reference")
+        reference = reference.with_tag(tag) if tag else reference
+    config = apply_changes(ContainerConfig(), changes)
+    if source != "-" and "://" not in source:
+        source = f"http://{source}"
+    return ImportRequest(source, reference, message or f"Imported from {source}", config, platform)
+
+
+async def import_image(engine: Engine, request: ImportRequest, body: Body, write: Write) -> None:
+    """Make the image; the last line is its ID.
+
+    Raises: EngineError; nothing was changed then.
+    Cancellation: the image is there or not.
+    """
+    lines = Lines(write)
+    failure: EngineError | None = None
+    async with one_error(), trio.open_nursery() as nursery:
+        nursery.start_soon(lines.run)
+        try:
+            lines.message(await _import(engine, request, body, lines))
+        except EngineError as error:  # what was said before it is still written
+            failure = error
+        lines.end()
+    if failure is not None:
+        raise failure
+
+
+async def _import(engine: Engine, request: ImportRequest, body: Body, lines: Lines) -> str:
+    async with AsyncExitStack() as stack:
+        total = 0
+        if request.source != "-":
+            body, total = await _open(stack, request.source)
+            lines.message(f"Downloading from {request.source}")
+        work = await stack.enter_async_context(Assembly(engine))
+
+        async def feed(stdin: trio.abc.SendStream) -> None:
+            position = 0
+            async for data in body:
+                await stdin.send_all(data)
+                position += len(data)
+                if request.source != "-":
+                    lines.advance("", "Importing", position, total)
+
+        try:
+            unpacked = await work.unpack(feed)
+        except InvalidParameter as error:  # of the tar; unclassified there
+            raise SystemFailure(error.message) from error
+        now_ns = time.time_ns()
+        raw = imported_config(unpacked.diff_id, request.config, request.message, now_ns, request.platform)
+        names = (request.reference.with_default_tag(),) if request.reference is not None else ()
+        (image,) = await work.commit([NewImage(parse_image_config(raw), names, tagged_ns=now_ns if names else 0)])
+    if request.reference is not None:
+        engine.images.publish(image, "tag", request.reference.familiar())
+    engine.images.publish(image, "import", image.image_id)
+    engine.images.collector.wake()
+    return image.image_id
+
+
+async def _open(stack: AsyncExitStack, url: str) -> tuple[Body, int]:
+    """Begin a download: its bytes, and how many there will be (0: nobody says).
+
+    Source: moby builder/remotecontext/remote.go, GetWithStatusError.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise InvalidParameter(f'parse "{url}": {error}') from error
+    if parts.scheme not in ("http", "https"):
+        raise SystemFailure(f'Get {url}: unsupported protocol scheme "{parts.scheme}"')
+    http = await stack.enter_async_context(HTTP(user_agent=user_agent(), host=parts.netloc, verify=True))
+    answer = await stack.enter_async_context(http.request("GET", url))
+    if answer.status >= 400:
+        text = (await answer.read_some(ERROR_BODY_MAX_BYTES)).decode("utf-8", "replace").strip()
+        status = f"{answer.status} {reason_phrase(answer.status)}"
+        raise _KINDS.get(answer.status, SystemFailure)(f"failed to GET {url} with status {status}: {text}")
+    return answer, answer.length or 0
