@@ -41,6 +41,14 @@ class Ulimit:
 
 
 @dataclass(frozen=True, slots=True)
+class Reserve:
+    """Room that pulls leave on the disk: a share of it in percent, or bytes."""
+
+    percent: float = 0.0
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Everything the daemon was told, checked. Modules get the values they need, not the whole."""
 
@@ -89,6 +97,10 @@ class Config:
     max_concurrent_uploads: int = 5
     max_download_attempts: int = 10
     max_upload_attempts: int = 5
+
+    pull_reserve: Reserve | None = None
+    scrub_interval_h: int = 0
+    scrub_rate: int = 4 << 20
 
     storage_driver: str = "overlay2"
     storage_opts: tuple[str, ...] = ()
@@ -167,6 +179,24 @@ def _size(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     return parse_size(_text(value))
+
+
+def _reserve(value: object) -> Reserve:
+    """`64m`, or `5%` of the disk."""
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value)
+    if not text.endswith("%"):
+        return Reserve(size_bytes=parse_size(text))
+    percent = float(text[:-1])
+    if not 0 <= percent < 100:
+        raise ValueError(f"invalid share of the disk: '{text}'")
+    return Reserve(percent)
+
+
+def _natural(value: object) -> int:
+    number = _integer(value)
+    if number < 0:
+        raise ValueError(f"invalid value {number}: must not be negative")
+    return number
 
 
 def _address(value: object) -> str:
@@ -399,6 +429,11 @@ OPTIONS: tuple[Option, ...] = (
     Option("max-concurrent-uploads", "max_concurrent_uploads", _positive, "layers uploaded at once by one push", reloadable=True),
     Option("max-download-attempts", "max_download_attempts", _positive, "attempts for each download", reloadable=True),
     Option("max-upload-attempts", "max_upload_attempts", _positive, "attempts for each upload", reloadable=True),
+    Option("pull-reserve", "pull_reserve", _reserve, "free room that a pull leaves on the disk: SIZE or PERCENT% (default 5%, at most 64m)",
+           reloadable=True),
+    Option("scrub-interval", "scrub_interval_h", _natural, "hours between two background checks of all layers (default 0: none)",
+           reloadable=True),
+    Option("scrub-rate", "scrub_rate", _size, "bytes a second that the background check reads (default 4m; 0: no bound)", reloadable=True),
     Option("storage-driver", "storage_driver", _storage_driver, "overlay2", short="s"),
     Option("storage-opt", "storage_opts", _list(_text), "accepted: there is nothing to set", "storage-opts", kind="group", ignored=True),
     Option("delta-data-root", "delta_data_root", _text, "accepted: second store of delta bases, not read yet", ignored=True),

@@ -231,6 +231,7 @@ def _start_background(engine: Engine) -> None:
     engine.nursery.start_soon(engine.supervisors.start_wanted)
     engine.nursery.start_soon(engine.snapshots.trash.serve)
     engine.nursery.start_soon(engine.images.collector.serve)
+    engine.nursery.start_soon(engine.images.checks.serve)
     engine.nursery.start_soon(engine.db.serve)
     engine.nursery.start_soon(rebuild, engine)
 

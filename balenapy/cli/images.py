@@ -42,6 +42,12 @@ def add_verbs(verbs: Any) -> None:
     tag.add_argument("reference")
     tag.set_defaults(run=run_tag)
 
+    fsck = verbs.add_parser("fsck", help="verify the files of images, and mend them")
+    fsck.add_argument("--deep", action="store_true", help="read from the medium; check layers' digests")
+    fsck.add_argument("--repair", action="store_true", help="fetch what is damaged from its registry again")
+    fsck.add_argument("image", nargs="*", help="all layers, if none is named")
+    fsck.set_defaults(run=run_fsck)
+
     history = verbs.add_parser("history", help="show the layers of an image")
     history.add_argument("-q", "--quiet", action="store_true")
     history.add_argument("--no-trunc", action="store_true")
@@ -202,6 +208,26 @@ def run_tag(client: Client, options: argparse.Namespace) -> int:
     repository, tag = split_reference(options.reference)
     client.call("POST", f"/images/{options.image}/tag", {"repo": repository, "tag": tag})
     return 0
+
+
+def run_fsck(client: Client, options: argparse.Namespace) -> int:
+    """0: everything is whole, by now; 1: something is not."""
+    query = {"name": options.image, "deep": options.deep, "repair": options.repair}
+    auth = registry_auth(options.image[0]) if options.image else ""
+    response = client.request("POST", "/images/fsck", query, headers={"X-Registry-Auth": auth} if auth else None)
+    for line in response.objects():
+        if "error" in line:
+            raise ClientError(line["error"])
+        for bad in line.get("Bad") or ():
+            path = f" /{bad['Path']}" if bad["Path"] else ""
+            print(f"{line['Layer'][:19]}{path}: {bad['Why']}")
+        if "Image" in line:
+            print(f"{line['Image'][:19]}: {'repaired' if line['Repaired'] else line['Why']}")
+        if "Layers" in line:
+            found = f"{line['Layers']} layers, {line['Files']} files, {human_size(line['Bytes'])} read"
+            print(f"{found}: {line['Damaged'] or 'nothing'} damaged")
+            return int(bool(line["Damaged"]))
+    raise ClientError("the engine did not finish")
 
 
 def run_history(client: Client, options: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ from balenapy.core.filters import NO_FILTERS, Filters
 from balenapy.core.pathmatch import path_match
 from balenapy.core.reference import Reference, parse_reference
 from balenapy.core.timefmt import parse_until
+from balenapy.engine.checks import Checks
 from balenapy.errors import Conflict, EngineError, InvalidParameter, NotFound, SystemFailure
 from balenapy.stores.collect import Collector
 from balenapy.stores.content import Content
@@ -74,6 +75,7 @@ class Images:
         self.leases = Leases(engine.db)
         self.content = Content(engine.db, engine.config.data_root, engine.limiters.files, boot_id())
         self.collector = Collector(engine.db, engine.snapshots, self.content)
+        self.checks = Checks(engine)
         self._pruning = False
 
     def recover(self) -> None:
@@ -94,6 +96,9 @@ class Images:
             ]
             if lost:
                 found[image.image_id] = f"layer {', '.join(lost)} is damaged"
+        for chain_id, check in self.checks.damaged().items():
+            for image in self.checks.images_with(chain_id):
+                found.setdefault(image.image_id, f"layer {check.layer.diff_id}: {check.summary()}")
         return found
 
     def warnings(self) -> list[str]:

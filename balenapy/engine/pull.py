@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from balenapy.config import Reserve
 from balenapy.core import progress
 from balenapy.core.digest import Digest
 from balenapy.core.manifest import (
@@ -58,6 +59,7 @@ from balenapy.stores.images import Document, ImageRecord, ReferenceRecord, diges
 from balenapy.stores.snapshots import Layer, has_layer
 
 if TYPE_CHECKING:
+    from balenapy.engine.checks import LayerCheck
     from balenapy.engine.engine import Engine
     from balenapy.registry.client import Session
 
@@ -121,6 +123,18 @@ class Pulls:
         )
         return newer
 
+    async def mend(self, record: ReferenceRecord, auth: str) -> None:
+        """Fetch what is damaged or missing of an image that was pulled by this reference.
+
+        Raises: EngineError. Cancellation: each damaged path or layer is as before or whole.
+        """
+        digest = Digest.parse(record.image_manifest or record.manifest)
+        reference = digest_reference(record.reference, digest)
+        credentials: AuthConfig | None = decode_registry_auth(auth) if auth else None
+        async with self._engine.registry.session(reference, credentials) as session:
+            lines = Lines(_nowhere)  # nobody writes them; their number is bounded by that of the layers
+            await _Pull(self._engine, self, session, reference, self.platform, lines).mend(record.image_id)
+
     async def drop_idle_leases(self) -> None:
         """Drop the leases of pulls that nobody continues at the moment (prune, a full disk)."""
         working = set(self._working)
@@ -163,6 +177,11 @@ class Pulls:
     @property
     def slots(self) -> trio.CapacityLimiter:
         return self._slots
+
+
+async def _nowhere(_line: bytes) -> None:
+    """Takes lines for which there is no client."""
+    await trio.lowlevel.checkpoint()
 
 
 # --- progress
@@ -267,6 +286,8 @@ class _Pull:
         image_id = str(resolved.manifest.config.digest)
         async with self._pulls.working(self._lease):
             image = self._images.find(image_id)
+            if image is not None:
+                await self._verify(image)
             if image is None or not self._is_whole(image):
                 config = await self._fetch_config(resolved.manifest)
                 image = await self._fetch_image(resolved, config)
@@ -274,8 +295,25 @@ class _Pull:
         self._lines.message(f"Digest: {resolved.digest}")
         return newer
 
+    async def mend(self, image_id: str) -> None:
+        """Bring again what an image lacks; its references stay as they are."""
+        resolved = await self._resolve()
+        if str(resolved.manifest.config.digest) != image_id:
+            raise SystemFailure(f"{self._reference.canonical()} is not {image_id}")
+        async with self._pulls.working(self._lease):
+            await self._fetch_image(resolved, await self._fetch_config(resolved.manifest))
+            await self._engine.images.leases.drop(self._lease)
+
+    async def _verify(self, image: ImageRecord) -> None:
+        """Pulling an image that is here promises that it is whole afterwards: all of it is read."""
+        checks = self._engine.images.checks
+        try:
+            await checks.check(checks.layers_of([image]), deep=True)
+        except EngineError as error:
+            log.error("cannot verify image_id=%s error=%s", image.image_id, error.message)
+
     def _is_whole(self, image: ImageRecord) -> bool:
-        """Whether all its layers are there: pulling heals an image that has lost one."""
+        """Whether all its layers are there and nothing is known to be wrong with them."""
         return all(self._has(str(chain_id)) for chain_id in image.config.chain_ids)
 
     async def _resolve(self) -> _Resolved:
@@ -385,7 +423,8 @@ class _Pull:
         return [self._reference, canonical] if self._reference.digest is None else [canonical]
 
     def _has(self, chain_id: str) -> bool:
-        return self._engine.snapshots.find(chain_id) is not None
+        found = self._engine.snapshots.find(chain_id)
+        return found is not None and self._engine.images.checks.damage(chain_id) is None
 
     async def _begin(self, resolved: _Resolved, config: ImageConfig, chain_ids: list[str]) -> set[int]:
         """Transaction A: hold what is here, announce what is to come. Returns the positions of missing layers."""
@@ -396,6 +435,9 @@ class _Pull:
             Document(str(config.image_id), resolved.manifest.config.media_type, config.raw),
         ]
 
+        checks = self._engine.images.checks
+        damaged = {position for position, chain_id in enumerate(chain_ids) if checks.damage(chain_id) is not None}
+
         def begin(connection: sqlite3.Connection) -> set[int]:
             durable.step("begin pull")
             known = [has_layer(connection, chain_id) for chain_id in chain_ids]
@@ -403,7 +445,7 @@ class _Pull:
             items += [("chain", chain_id) for chain_id, here in zip(chain_ids, known, strict=True) if here]
             leases.hold(connection, self._lease, now_ns, items)
             insert_documents(connection, documents)
-            missing = {position for position, here in enumerate(known) if not here}
+            missing = {position for position, here in enumerate(known) if not here} | damaged
             for position in missing:
                 layer = layers[position]
                 self._content.insert(connection, layer.digest, layer.size_bytes, now_ns)
@@ -469,7 +511,8 @@ class _Pull:
 
     async def _free_bytes(self) -> int:
         root = self._engine.config.data_root
-        return await trio.to_thread.run_sync(usable_bytes, root, limiter=self._engine.limiters.files)
+        reserve = self._engine.config.pull_reserve
+        return await trio.to_thread.run_sync(usable_bytes, root, reserve, limiter=self._engine.limiters.files)
 
     async def _give_up(self, digests: list[Digest]) -> None:
         """Drop what this pull has left, unless another one works under the same lease: going on makes no sense."""
@@ -582,22 +625,60 @@ class _LayerPull:
                 if transfer.status != PULLED:
                     self._watcher.step(PULLED)
             else:
-                unpacked = await self._bring(transfer)
-                try:
-                    if self._ready is not None:
-                        await self._ready.wait()
-                    await self._commit(unpacked)
-                except BaseException:
-                    await self._snapshots.discard(unpacked.path)
-                    raise
+                damage = self._engine.images.checks.damage(self._chain_id)
+                if damage is None or not await self._mend(damage, transfer):
+                    await self._obtain(transfer)
                 transfer.received(self._layer.size_bytes)
                 transfer.step(PULLED)
         self.queued.set()
         self._done.set()
 
+    async def _obtain(self, transfer: _Transfer) -> None:
+        """All of it; in the place of a damaged one, if that is there."""
+        unpacked = await self._bring(transfer)
+        try:
+            if self._ready is not None:
+                await self._ready.wait()
+            await self._commit(unpacked)
+        except BaseException:
+            await self._snapshots.discard(unpacked.path)
+            raise
+
+    async def _mend(self, damage: LayerCheck, transfer: _Transfer) -> bool:
+        """Put fresh files in the place of the bad ones; False when only all of the layer will do.
+
+        Cancellation: each path is the damaged one or the fresh one.
+        """
+        layer = damage.layer
+        if damage.whole:
+            return False
+        if damage.sidecar:
+            await trio.to_thread.run_sync(self._rewrite_sidecars, layer.path, limiter=self._engine.limiters.files)
+            self.queued.set()
+        if damage.bad:
+            fresh = await self._bring(transfer, damage.paths)
+            try:
+                arguments = {"directory": str(layer.path), "fresh": str(fresh.path), "paths": damage.paths}
+                await self._engine.workers.run("mend", arguments)
+            except EngineError as error:
+                log.error("cannot mend chain_id=%s error=%s", self._chain_id, error.message)
+            finally:
+                await self._snapshots.put_aside(fresh.path)  # it holds the damaged files now
+        checked = await self._engine.images.checks.check([layer], deep=True)
+        if any(check.is_damaged for check in checked):
+            log.warning("mending single paths was not enough chain_id=%s", self._chain_id)
+            return False
+        log.warning("mended chain_id=%s paths=%d", self._chain_id, len(damage.bad))
+        await self._content.drop(self._layer.digest)
+        return True
+
+    def _rewrite_sidecars(self, path: Path) -> None:
+        for name, data in self._sidecars().items():
+            durable.write_file(path / name, data)
+
     async def _is_done_already(self) -> bool:
         """Whether another pull has committed it meanwhile; then it is held by our lease too."""
-        if self._snapshots.find(self._chain_id) is None:
+        if self._snapshots.find(self._chain_id) is None or self._engine.images.checks.damage(self._chain_id):
             return False
 
         def hold(connection: sqlite3.Connection) -> bool:
@@ -608,8 +689,11 @@ class _LayerPull:
 
         return await self._engine.db.transaction(hold)
 
-    async def _bring(self, transfer: _Transfer) -> Layer:
-        """Fetch and unpack; a staged prefix that turns out wrong is thrown away and all of it fetched again."""
+    async def _bring(self, transfer: _Transfer, only: list[str] | None = None) -> Layer:
+        """Fetch and unpack, all or some paths.
+
+        A staged prefix that turns out wrong is thrown away and all of it fetched again.
+        """
         slots = self._pull.pulls.slots
         if self._engine.locks.is_held(f"blob/{self._layer.digest}"):
             self.queued.set()
@@ -620,27 +704,29 @@ class _LayerPull:
             async with slots:
                 if self._content.staged_bytes(self._layer.digest):
                     try:
-                        return await self._fetch_and_unpack(transfer)
+                        return await self._fetch_and_unpack(transfer, only)
                     except WrongBlob as error:
                         log.warning("staged bytes are wrong, fetching again: %s", error.message)
                         await self._content.drop(self._layer.digest)
-                return await self._fetch_and_unpack(transfer)
+                return await self._fetch_and_unpack(transfer, only)
 
-    async def _fetch_and_unpack(self, transfer: _Transfer) -> Layer:
+    async def _fetch_and_unpack(self, transfer: _Transfer, only: list[str] | None) -> Layer:
         """One go: the download and the worker side by side."""
         layer = self._layer
         ingest = await self._content.open(layer.digest, layer.size_bytes)
         try:
             path = await self._snapshots.new_directory(self._sidecars())
             try:
-                return self._verified(path, await self._work(ingest, path, transfer))
+                return self._verified(path, await self._work(ingest, path, transfer, only))
             except BaseException:
                 await self._snapshots.discard(path)
                 raise
         finally:
             await ingest.aclose()
 
-    async def _work(self, ingest: Ingest, path: Path, transfer: _Transfer) -> dict[str, Any]:
+    async def _work(
+        self, ingest: Ingest, path: Path, transfer: _Transfer, only: list[str] | None
+    ) -> dict[str, Any]:
         """Run download and worker; the worker's report.
 
         Raises: WrongBlob, NoSpace, EngineError.
@@ -650,7 +736,7 @@ class _LayerPull:
         async with one_error(), trio.open_nursery() as nursery:
             nursery.start_soon(self._download, ingest, transfer)
             try:
-                report = await self._unpack(ingest, path, transfer)
+                report = await self._unpack(ingest, path, transfer, only)
             except EngineError as error:
                 if error.message.endswith(NO_SPACE):
                     raise NoSpace(f"failed to register layer: {error.message}") from error
@@ -676,7 +762,9 @@ class _LayerPull:
         )
         return {LAYER_FILE: layer.encode(), **({self._image.file_name: self._image.encode()} if self._image else {})}
 
-    async def _unpack(self, ingest: Ingest, path: Path, transfer: _Transfer) -> dict[str, Any]:
+    async def _unpack(
+        self, ingest: Ingest, path: Path, transfer: _Transfer, only: list[str] | None
+    ) -> dict[str, Any]:
         total = self._layer.size_bytes
 
         async def feed(stdin: trio.abc.SendStream) -> None:
@@ -688,7 +776,10 @@ class _LayerPull:
                     transfer.advance("Extracting", position, total)
             await ingest.unlink_if_fresh()
 
-        return await self._engine.workers.run("unpack", {"directory": str(path)}, feed=feed)
+        arguments: dict[str, object] = {"directory": str(path)}
+        if only is not None:
+            arguments["only"] = only
+        return await self._engine.workers.run("unpack", arguments, feed=feed)
 
     def _verified(self, path: Path, report: dict[str, Any]) -> Layer:
         """Compare what arrived with what was announced.
@@ -722,7 +813,11 @@ class _LayerPull:
             if not in_use:
                 self._content.delete(connection, digest)
 
-        await self._snapshots.commit(unpacked, also)
+        if self._snapshots.find(self._chain_id) is None:
+            await self._snapshots.commit(unpacked, also)
+        else:
+            await self._snapshots.replace(unpacked, also)
+            log.warning("layer was replaced chain_id=%s", self._chain_id)
         await self._content.deleted(digest)
 
     # --- the download
@@ -792,11 +887,15 @@ class WrongBlob(DataLoss):
 # --- space
 
 
-def usable_bytes(root: Path) -> int:
-    """Free bytes less a reserve: 5 % of the disk, at most 64 MiB, so that the device goes on working."""
+def usable_bytes(root: Path, reserve: Reserve | None) -> int:
+    """Free bytes less a reserve, so that the device goes on working: 5 % of the disk, at most 64 MiB, or as told."""
     status = os.statvfs(root)
-    reserve = min(status.f_blocks * status.f_frsize // 20, 64 << 20)
-    return status.f_bavail * status.f_frsize - reserve
+    total = status.f_blocks * status.f_frsize
+    if reserve is None:
+        kept = min(total // 20, 64 << 20)
+    else:
+        kept = reserve.size_bytes or int(total * reserve.percent / 100)
+    return status.f_bavail * status.f_frsize - kept
 
 
 def extracted_estimate(layer: Descriptor) -> int:

@@ -63,6 +63,7 @@ class Workers:
     def __init__(self, engine: Engine) -> None:
         at_once = min(MAX_AT_ONCE, os.cpu_count() or 1)
         self._places = {sort: trio.CapacityLimiter(at_once) for sort in SORTS}
+        self._apart = trio.CapacityLimiter(1)
         self._python = python_command()
         self._memory = MemoryBound.find(engine.config.cgroup_parent)
 
@@ -74,6 +75,7 @@ class Workers:
         feed: Feed | None = None,
         drain: Drain | None = None,
         progress: Progress | None = None,
+        apart: bool = False,
     ) -> dict[str, Any]:
         """Run one verb to its end and return its report.
 
@@ -83,11 +85,12 @@ class Workers:
             drain: reads what the worker puts out, to its end; the worker finds the descriptor in its argument
                 `output`. Errors as for `feed`.
             progress: called with how far the worker is, for verbs that tell.
+            apart: it may take hours (a scrub): nobody waits for its place, and only its like wait with it.
 
         Raises: EngineError of the kind the worker reported; SystemFailure when it died without a report.
         Cancellation: the worker is killed and reaped; what it wrote stays where its arguments pointed.
         """
-        async with self._places[feed is not None, drain is not None]:
+        async with self._apart if apart else self._places[feed is not None, drain is not None]:
             return await self._run(verb, args, feed, drain, progress)
 
     async def _run(
@@ -147,7 +150,7 @@ class MemoryBound:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         limit = max(MEMORY_MIN_BYTES, min(MEMORY_MAX_BYTES, total // MEMORY_SHARE))
         hierarchy = Cgroups.read().controller_mount("memory")
-        names = list(range(len(SORTS) * MAX_AT_ONCE))
+        names = list(range(len(SORTS) * MAX_AT_ONCE + 1))
         if hierarchy is None:
             return cls(limit, None, "", names)
         parent = hierarchy.mount / cgroup_parent.strip("/")

@@ -13,7 +13,7 @@ from balenapy.worker import process
 NAME = "tar-split.zst"
 LEVEL = 3
 BATCH_BYTES = 128 << 10
-_READ_BYTES = 64 << 10
+_READ_BYTES = 8 << 10  # headers take a hundredth of their size; all of a piece is in memory at once
 
 
 class SplitWriter:
@@ -55,13 +55,15 @@ def read_records(fd: int) -> Iterator[tarsplit.Record]:
     Raises: InvalidSplit.
     """
     reader = tarsplit.SplitReader()
+    # Not stream_reader: it says nothing when the file ends too early.
+    decompressor = zstandard.ZstdDecompressor().decompressobj()
     try:
-        with (
-            zstandard.ZstdDecompressor().stream_reader(fd_reader := os.fdopen(fd, "rb")) as stream,
-            fd_reader,
-        ):
-            while piece := stream.read(_READ_BYTES):
-                yield from reader.feed(piece)
+        while not decompressor.eof and (piece := os.read(fd, _READ_BYTES)):
+            yield from reader.feed(decompressor.decompress(piece))
     except zstandard.ZstdError as error:
         raise tarsplit.InvalidSplit(f"{NAME}: {error}") from error
+    finally:
+        os.close(fd)
+    if not decompressor.eof:
+        raise tarsplit.InvalidSplit(f"{NAME} ends too early")
     reader.close()

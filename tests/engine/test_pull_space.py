@@ -116,7 +116,7 @@ async def test_what_unfinished_pulls_have_left_makes_room(small_disk: Path, regi
 async def test_a_disk_that_fills_up_meanwhile_is_rolled_back(
     small_disk: Path, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...]
 ) -> None:
-    monkeypatch.setattr(module, "usable_bytes", lambda root: 1 << 40)
+    monkeypatch.setattr(module, "usable_bytes", lambda root, reserve: 1 << 40)
     name = f"{registry.host}/team/app:1"
     registry.add("team/app", "1", layered())
     async with image_engine(small_disk) as engine:

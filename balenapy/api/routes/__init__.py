@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from balenapy.engine.engine import Engine
 
 # `absent` comes last: it answers for every route of the API that nobody registered before it.
-RESOURCES = ("system", "images", "distribution", "containers", "process", "networks", "volumes", "absent")
+RESOURCES = ("system", "images", "fsck", "distribution", "containers", "process", "networks", "volumes", "absent")
 
 
 def register_all(app: App, engine: Engine) -> None:
