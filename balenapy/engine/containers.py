@@ -514,10 +514,12 @@ class Containers:
             await self._remove_link(name, container)
             return
         async with self._one_removal(container, name):
-            lifecycle.check_remove(container, force=force)
-            if container.state.running:
-                await self._engine.supervisors.kill_for_removal(container)
-            await self._remove(container, remove_volumes=remove_volumes)
+            removed = False
+            while not removed:
+                lifecycle.check_remove(container, force=force)
+                if container.state.running:
+                    await self._engine.supervisors.kill_for_removal(container)
+                removed = await self._remove(container, remove_volumes=remove_volumes)
 
     async def remove_after_exit(self, container: Container) -> None:
         """Auto-remove: of a container that has ended, with its anonymous volumes."""
@@ -534,7 +536,8 @@ class Containers:
         finally:
             self._removing.discard(container.id)
 
-    async def _remove(self, container: Container, *, remove_volumes: bool) -> None:
+    async def _remove(self, container: Container, *, remove_volumes: bool) -> bool:
+        """False when it was started meanwhile: a start that was under way had the lock before us."""
         engine = self._engine
         async with engine.locks(f"container/{container.id}"):
             lifecycle.move(container.state, Status.REMOVING)
@@ -558,6 +561,7 @@ class Containers:
     def _drop_links_to(self, container: Container) -> None:
         for parent in self.store.all():
             if parent.host_config.links:
+        return True
                 kept = [text for text in parent.host_config.links if not text.startswith(container.id)]
                 parent.host_config.links = kept or None
 

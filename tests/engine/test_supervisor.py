@@ -372,3 +372,24 @@ async def test_ten_containers_at_once(tmp_path: Path) -> None:
         for container in containers:
             await rig.settled(container)
         assert rig.leftovers() == {}
+@trio_test
+async def test_removing_by_force_waits_for_a_start_under_way(tmp_path: Path) -> None:
+    async with open_rig(tmp_path) as rig:
+        container = await rig.create("sleep", "1000")
+        begin_run = rig.logs.begin_run
+        begun = trio.Event()
+
+        async def begin_run_and_tell(*arguments: Any) -> None:
+            begun.set()
+            await begin_run(*arguments)
+
+        rig.logs.begin_run = begin_run_and_tell  # type: ignore[method-assign]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rig.supervisors.start, container)
+            await begun.wait()
+            await rig.engine.containers.remove(container.id, force=True)
+
+        assert rig.engine.containers.all() == []
+        assert rig.leftovers() == {}
+
+
