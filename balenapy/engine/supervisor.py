@@ -91,6 +91,10 @@ class Run:
             self.init.close()
 
 
+class _RestartCancelled(Conflict):
+    """A stop or kill came while a restart was being made."""
+
+
 @dataclass(slots=True, eq=False)
 class _Supervised:
     """A container that has a task."""
@@ -249,7 +253,8 @@ class Supervisors:
                 except EngineError as error:
                     if first:
                         raise
-                    log.error("restart failed container=%s error=%s", container.short_id, error.message)
+                    if not isinstance(error, _RestartCancelled):
+                        log.error("restart failed container=%s error=%s", container.short_id, error.message)
                     await self._stay_down(container)
                     return
             first = False
@@ -291,6 +296,8 @@ class Supervisors:
         except BaseException as error:
             with trio.move_on_after(UNDO_TIMEOUT_S, shield=True):
                 await self._undo(container, active)
+            if isinstance(error, _RestartCancelled):
+                raise  # it is exited as its last run left it
             if isinstance(error, OSError):  # a file of ours that cannot be written
                 error = SystemFailure(f"cannot start {container.id}: {error}")
             if not isinstance(error, EngineError):
@@ -338,7 +345,7 @@ class Supervisors:
         await self.attachments.begin_run(container, bundle)
         self._watch(run)
         if active.cancelled.is_set():
-            raise Conflict(f"the restart of {container.id} was cancelled")
+            raise _RestartCancelled(f"the restart of {container.id} was cancelled")
         await runtime.start(container.id)
         run.began = trio.current_time()
         before = (state.pid, state.status)

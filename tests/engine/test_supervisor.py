@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -308,6 +309,34 @@ async def test_stop_cancels_a_restart_that_waits(tmp_path: Path) -> None:
         count = container.state.restart_count
         await trio.sleep(0.3)
         assert container.state.restart_count == count
+        assert rig.leftovers() == {}
+
+
+@trio_test
+async def test_stop_while_a_restart_is_made_leaves_it_as_its_last_run_did(tmp_path: Path) -> None:
+    async with open_rig(tmp_path) as rig:
+        begin_run = rig.logs.begin_run
+        stopped = trio.Event()
+
+        async def stop() -> None:
+            await rig.supervisors.stop(container)
+            stopped.set()
+
+        async def begin_run_and_stop(*arguments: Any) -> None:
+            await begin_run(*arguments)
+            if container.state.restart_count == 1:
+                rig.engine.nursery.start_soon(stop)
+                await rig.supervisors._active[container.id].cancelled.wait()
+
+        container = await rig.create("true", HostConfig={"RestartPolicy": {"Name": "always"}})
+        rig.logs.begin_run = begin_run_and_stop  # type: ignore[method-assign]
+        await rig.supervisors.start(container)
+        with trio.fail_after(10):
+            await stopped.wait()
+        await rig.settled(container)
+
+        state = container.state
+        assert (state.status, state.exit_code, state.error) == (Status.EXITED, 0, "")
         assert rig.leftovers() == {}
 
 
