@@ -540,6 +540,8 @@ class Containers:
         """False when it was started meanwhile: a start that was under way had the lock before us."""
         engine = self._engine
         async with engine.locks(f"container/{container.id}"):
+            if container.state.running:
+                return False
             lifecycle.move(container.state, Status.REMOVING)
             try:
                 await engine.supervisors.remove_process(container)
@@ -557,11 +559,11 @@ class Containers:
         await engine.volumes.release(container, remove_anonymous=remove_volumes)
         engine.supervisors.tell_removed(container)
         engine.events.container(container, "destroy")
+        return True
 
     def _drop_links_to(self, container: Container) -> None:
         for parent in self.store.all():
             if parent.host_config.links:
-        return True
                 kept = [text for text in parent.host_config.links if not text.startswith(container.id)]
                 parent.host_config.links = kept or None
 
