@@ -381,6 +381,7 @@ class SandboxState:
     resolv_conf_path: str = text("ResolvConfPath")
     hostname_path: str = text("HostnamePath")
     hosts_path: str = text("HostsPath")
+    nameserver_port: int = number("NameserverPort", omit=True)  # that the namespace's rules lead to; 0: none
 
 
 @dataclass(slots=True)
@@ -421,6 +422,7 @@ class Container:
     host_config: HostConfig = struct("HostConfig", HostConfig)
     mounts: list[MountPoint] = struct("Mounts", list)
     managed: bool = flag("Managed", omit=True)  # made by the engine itself (a build step)
+    name_generated: bool = flag("NameGenerated", omit=True)  # nobody chose it, so no other container resolves it
     state: State = field(default_factory=State)
     endpoints: dict[str, EndpointSettings] = field(default_factory=dict)  # by network name
     sandbox: SandboxState = field(default_factory=SandboxState)

@@ -71,6 +71,61 @@ def container_resolv_conf(
     )
 
 
+def embedded_resolv_conf(conf: ResolvConf) -> ResolvConf:
+    """The same for a container that asks us: ours is the only server, and short names come to it as they are."""
+    options = conf.options if _ndots(conf.options) is not None else (*conf.options, "ndots:0")
+    return ResolvConf((EMBEDDED_NAMESERVER,), conf.search, options)
+
+
+def wants_search_domains(conf: ResolvConf) -> bool:
+    """Whether the user set ndots to something: names without dots then belong to the search domains."""
+    return bool(_ndots(conf.options))
+
+
+def _ndots(options: Iterable[str]) -> int | None:
+    found = [option.partition(":")[2] for option in options if option.startswith("ndots:")]
+    return int(found[-1]) if found and found[-1].isdecimal() else None
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarder:
+    """A server that is asked what we do not know."""
+
+    address: str
+    from_host: bool = False  # it listens on the host's loopback, so it is asked from the host's namespace
+
+
+def forwarders(host: ResolvConf, dns: Sequence[str] = ()) -> tuple[Forwarder, ...]:
+    """The servers behind ours: those that the user set, else the host's. Containers have no IPv6.
+
+    Source: libnetwork sandbox_dns_unix.go, setExternalResolvers.
+    """
+    if dns:
+        # Ours among them would ask itself.
+        return tuple(Forwarder(one) for one in dns if _version(one) == 4 and one != EMBEDDED_NAMESERVER)
+    servers = []
+    for server in host.nameservers:
+        if _is_loopback(server):
+            servers.append(Forwarder(server, from_host=True))
+        elif _is_reachable(server, ipv6=False):
+            servers.append(Forwarder(server))
+    return tuple(servers) or tuple(map(Forwarder, DEFAULT_NAMESERVERS))
+
+
+def _version(server: str) -> int:
+    try:
+        return ip_address(server).version
+    except ValueError:
+        return 0
+
+
+def _is_loopback(server: str) -> bool:
+    try:
+        return ip_address(server).is_loopback
+    except ValueError:
+        return False
+
+
 def _is_reachable(server: str, ipv6: bool) -> bool:
     try:
         address = ip_address(server.partition("%")[0])

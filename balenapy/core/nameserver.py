@@ -39,16 +39,16 @@ class Owner:
     address: str
     name: str  # "" when nobody chose it: then only the aliases are known
     aliases: tuple[str, ...] = ()
-    container_id: str = ""
+    container_id: str = ""  # whole: too long for a question, but a link may name it
 
     @property
-    def names(self) -> Iterator[str]:
-        yield from filter(None, (self.name, *self.aliases, self.container_id))
+    def names(self) -> tuple[str, ...]:
+        return (self.name, *self.aliases, self.container_id)
 
     @property
     def pointer(self) -> str:
-        """The name its address is known by."""
-        return next(iter(self.names))
+        """The name its address is known by; "" for none."""
+        return self.name or next(iter(self.aliases), "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,6 +95,16 @@ def removal(bridge: str) -> str:
     return f"{table}\ndelete {table}\n"
 
 
+def nameserver_ruleset(address: str, port: int) -> str:
+    """For a container's own namespace: who asks port 53 there is served on another one, so 53 stays free for it.
+
+    Answers find back by the kernel's connection tracking.
+    """
+    table = f"table ip {TABLE_PREFIX}dns"
+    rules = [f"ip daddr {address} {protocol} dport 53 dnat to {address}:{port}" for protocol in ("udp", "tcp")]
+    return f"{table}\ndelete {table}\n{_block(table, [_chain('output', 'nat', 'output', PRIORITY_DSTNAT, rules)])}"
+
+
 def _forward_rules(rules: BridgeRules) -> Iterable[str]:
     bridge = rules.bridge
     if rules.internal:

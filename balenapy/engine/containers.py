@@ -246,6 +246,7 @@ class Containers:
     ) -> Container:
         """The record, with its name reserved."""
         container_id = self._new_id()
+        name_generated = not name
         name = self._reserve_name(name, container_id)
         if not config.hostname:
             config.hostname = os.uname().nodename if host_config.network_mode == "host" else container_id[:12]
@@ -261,6 +262,7 @@ class Containers:
             config=config,
             host_config=host_config,
             managed=managed,
+            name_generated=name_generated,
         )
         self._creating[container_id] = container
         return container
@@ -483,7 +485,7 @@ class Containers:
             raise InvalidParameter("Neither old nor new names may be empty")
         container = self.find(name)
         async with self._engine.locks(f"container/{container.id}"):
-            old_name = container.name
+            old_name, name_generated = container.name, container.name_generated
             if new_name.removeprefix("/") == old_name:
                 raise InvalidParameter("Renaming a container with the same name as its current name")
             try:
@@ -491,11 +493,11 @@ class Containers:
                 self._take_name(new_name, container.id)
             except EngineError as error:
                 raise type(error)(f"Error when allocating new name: {error.message}") from error
-            container.name = new_name
+            container.name, container.name_generated = new_name, False
             try:
                 await self.store.update_record(container)
             except BaseException:
-                container.name = old_name
+                container.name, container.name_generated = old_name, name_generated
                 del self._names[new_name]
                 raise
             self._names.pop(old_name, None)

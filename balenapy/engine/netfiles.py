@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,11 +29,26 @@ def host_resolv_conf() -> hostfiles.ResolvConf:
     return found
 
 
+class HostResolution:
+    """How the host resolves now: read again when its files have changed, and looked at only when somebody asks."""
+
+    def __init__(self) -> None:
+        self._seen: object = None
+        self._conf = hostfiles.ResolvConf()
+
+    def current(self) -> hostfiles.ResolvConf:
+        seen = [_stamp(path) for path in (RESOLV_CONF, RESOLVED_CONF)]
+        if seen != self._seen:
+            self._conf, self._seen = host_resolv_conf(), seen
+        return self._conf
+
+
 class NetworkFiles:
-    """Writes the three files of each container."""
+    """Writes the three files of each container, and says which servers are behind its resolv.conf."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._host = HostResolution()
 
     def place(self, container: Container, state: SandboxState) -> None:
         """Say in the record where the files are."""
@@ -40,25 +57,42 @@ class NetworkFiles:
         state.hostname_path = str(directory / "hostname")
         state.hosts_path = str(directory / "hosts")
 
-    def write(self, container: Container, addresses: Sequence[str], *, host: bool) -> None:
+    def write(self, container: Container, addresses: Sequence[str], *, host: bool, embedded: bool = False) -> None:
         """Make the files of a starting container.
 
         Args:
-            addresses: its own, one for each network. host: it has the host's network.
+            addresses: its own, one for each network. host: it has the host's network. embedded: it asks our server.
 
         Raises: OSError.
         """
         state = container.sandbox
         Path(state.hosts_path).parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        resolv_conf = self._resolv_conf(container, host=host, embedded=embedded)
         for path, content in (
             (state.hosts_path, self._hosts(container, addresses, host=host)),
             (state.hostname_path, f"{container.config.hostname}\n"),
-            (state.resolv_conf_path, self._resolv_conf(container, host=host)),
+            (state.resolv_conf_path, resolv_conf),
         ):
             file = Path(path)
             file.unlink(missing_ok=True)  # a former start's may be mounted in a container that shares the network
             file.write_text(content)
             file.chmod(0o644)
+        if not host and not embedded:
+            _hash_path(state).write_text(_hash(resolv_conf))
+
+    def use_embedded(self, container: Container) -> None:
+        """Have a running container ask our server from now on, unless it wrote resolv.conf itself. Raises: OSError."""
+        path = Path(container.sandbox.resolv_conf_path)
+        if _read(_hash_path(container.sandbox)) == _hash(_read(path)):
+            path.write_text(self._resolv_conf(container, host=False, embedded=True))  # the same file: it is mounted
+            _hash_path(container.sandbox).unlink()
+
+    def forwarders(self, container: Container) -> tuple[hostfiles.Forwarder, ...]:
+        """The servers that are asked what ours does not know."""
+        return hostfiles.forwarders(self._host.current(), container.host_config.dns or self._engine.config.dns)
+
+    def wants_search_domains(self, container: Container) -> bool:
+        return hostfiles.wants_search_domains(self._effective(container))
 
     def rewrite_hosts(self, container: Container, addresses: Sequence[str]) -> None:
         """Change the hosts file of a running container: the same file, since it is mounted. Raises: OSError."""
@@ -84,16 +118,38 @@ class NetworkFiles:
                 names = dict.fromkeys((alias or other.name, other.config.hostname, other.name))
                 yield settings.ip_address, " ".join(names)
 
-    def _resolv_conf(self, container: Container, *, host: bool) -> str:
-        own, config = container.host_config, self._engine.config
+    def _resolv_conf(self, container: Container, *, host: bool, embedded: bool) -> str:
+        own = container.host_config
         if host and not (own.dns or own.dns_search or own.dns_options):
             return _read(RESOLV_CONF)
+        conf = self._effective(container)
+        return (hostfiles.embedded_resolv_conf(conf) if embedded else conf).render()
+
+    def _effective(self, container: Container) -> hostfiles.ResolvConf:
+        own, config = container.host_config, self._engine.config
         return hostfiles.container_resolv_conf(
-            host_resolv_conf(),
+            self._host.current(),
             own.dns or config.dns,
             own.dns_search or config.dns_search,
             own.dns_options or config.dns_opts,
-        ).render()
+        )
+
+
+def _hash_path(state: SandboxState) -> Path:
+    """Beside the file: the hash of what we wrote, to know what its container wrote."""
+    return Path(f"{state.resolv_conf_path}.hash")
+
+
+def _hash(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _read(path: str | Path) -> str:

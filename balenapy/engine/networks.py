@@ -85,6 +85,7 @@ class Networks:
                     raise
                 log.error("network cannot be restored network=%s error=%s", bridge.network.name, error.message)
         await self._sandboxes.remove_strays(kept)
+        await self._sandboxes.serve_names()
         if self._engine.config.iptables:
             self._engine.nursery.start_soon(self._warn_of_foreign_drops)
 

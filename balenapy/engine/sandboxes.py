@@ -32,6 +32,7 @@ from balenapy.linux import conntrack, links, netns
 
 if TYPE_CHECKING:
     from balenapy.engine.engine import Engine
+    from balenapy.engine.nameservers import Nameservers
     from balenapy.engine.networks import Networks
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,11 @@ class Sandbox:
     def addresses(self) -> list[str]:
         return [str(endpoint.address.ip) for endpoint in self.endpoints]
 
+    @property
+    def resolves_names(self) -> bool:
+        """Whether other containers have names here: on user-defined networks."""
+        return any(endpoint.bridge.network.user_defined for endpoint in self.endpoints)
+
 
 class Sandboxes:
     def __init__(self, engine: Engine, networks: Networks) -> None:
@@ -78,6 +84,7 @@ class Sandboxes:
         self._files = NetworkFiles(engine)
         self._sandboxes: dict[str, Sandbox] = {}  # by container id
         self._ports = PublishedPorts()
+        self._nameservers: Nameservers | None = None
 
     # -- start of the daemon --
 
@@ -105,6 +112,27 @@ class Sandboxes:
         self._ports.adopt(container.id, _published_in(container.sandbox.ports))
         self._set_forwards(sandbox)
         return True
+
+    async def serve_names(self) -> None:
+        """Answer again what adopted containers ask. Call it when all of them are adopted."""
+        for sandbox in list(self._sandboxes.values()):
+            container = self._engine.containers.find(sandbox.container_id)
+            if sandbox.path is None or not (sandbox.resolves_names or container.sandbox.nameserver_port):
+                continue
+            former = container.sandbox.nameserver_port
+            port = await self._names.serve(container, sandbox, former)
+            if port != former:
+                container.sandbox.nameserver_port = port
+                await self._engine.containers.store.update_state(container)
+
+    @property
+    def _names(self) -> Nameservers:
+        if self._nameservers is None:
+            # With the first container that needs it: it brings the DNS library.
+            from balenapy.engine.nameservers import Nameservers
+
+            self._nameservers = Nameservers(self._engine, self._files)
+        return self._nameservers
 
     async def remove_strays(self, keep: Collection[str]) -> None:
         """Remove every namespace of ours but those of these containers."""
@@ -135,13 +163,13 @@ class Sandboxes:
             for network, settings in chosen:
                 self._allocate(container, sandbox, network, settings)
             self._publish(container, sandbox)
-            if path is not None:
-                await self._build(path, sandbox)
+            nameserver_port = await self._build(path, container, sandbox) if path is not None else 0
             container.endpoints = {network.name: settings for network, settings in chosen}
             container.sandbox = SandboxState(sandbox_id, str(path or self._netns_dir / "default"))
+            container.sandbox.nameserver_port = nameserver_port
             container.sandbox.ports = self._ports_in_force(container, sandbox)
             self._files.place(container, container.sandbox)
-            self._files.write(container, sandbox.addresses, host=host)
+            self._files.write(container, sandbox.addresses, host=host, embedded=sandbox.resolves_names)
         except BaseException as error:
             with trio.move_on_after(UNDO_TIMEOUT_S, shield=True):
                 await self._dismantle(container, sandbox)
@@ -174,7 +202,7 @@ class Sandboxes:
         if not other.state.running:
             raise Conflict(f"cannot join network of a non running container: {other.id}")
         container.endpoints.clear()
-        container.sandbox = replace(other.sandbox, sandbox_id="", sandbox_key="", ports={})
+        container.sandbox = replace(other.sandbox, sandbox_id="", sandbox_key="", ports={}, nameserver_port=0)
         return _attachment(container.sandbox, None if self._mode(other) == HOST else other.sandbox.sandbox_key)
 
     def _path_of(self, container: Container) -> Path | None:
@@ -240,8 +268,12 @@ class Sandboxes:
         settings.mac_address = endpoint.mac
         return endpoint
 
-    async def _build(self, path: Path, sandbox: Sandbox) -> None:
-        """Make the namespace and its links, and meanwhile the firewall rules of its ports."""
+    async def _build(self, path: Path, container: Container, sandbox: Sandbox) -> int:
+        """Make the namespace, its links and its name server, and meanwhile the firewall rules of its ports.
+
+        Returns: the port of the name server; 0 if it has none.
+        """
+        nameserver_port = 0
         for endpoint in sandbox.endpoints:
             await endpoint.bridge.clear_way(endpoint)
         default, publishes = default_endpoint(sandbox.endpoints), bool(self._ports.of(sandbox.container_id))
@@ -250,14 +282,22 @@ class Sandboxes:
 
         async def make_links() -> None:
             await self._in_netns_thread(netns.create, path, inside)
-            await links.run_batch("".join(map(netplan.outside_batch, plans)))
+            outside = "".join(map(netplan.outside_batch, plans))
+            await _together(lambda: links.run_batch(outside), *([serve_names] if sandbox.resolves_names else []))
+
+        async def serve_names() -> None:
+            nonlocal nameserver_port
+            nameserver_port = await self._names.serve(container, sandbox)
 
         await _together(make_links, *(bridge.refresh for bridge in _forwarding(sandbox)))
         await self._forget_flows(sandbox, begins=True)
+        return nameserver_port
 
     async def _dismantle(self, container: Container, sandbox: Sandbox) -> None:
         """Give everything back. Failures are logged: the next start of the daemon cleans up by name."""
         self._sandboxes.pop(container.id, None)
+        if self._nameservers is not None:
+            self._nameservers.stop(container.id)
         self._ports.release(container.id)
         forwarding = _forwarding(sandbox)
         for endpoint in sandbox.endpoints:
@@ -319,10 +359,16 @@ class Sandboxes:
             self._set_forwards(sandbox)
             for bridge in before | _forwarding(sandbox):
                 await bridge.refresh()
-        except BaseException:
+            if network.user_defined and not container.sandbox.nameserver_port:
+                port = container.sandbox.nameserver_port = await self._names.serve(container, sandbox)
+                if port:
+                    self._files.use_embedded(container)
+        except BaseException as error:
             with trio.move_on_after(UNDO_TIMEOUT_S, shield=True):
                 await self._remove_endpoint(container, sandbox, endpoint)
                 _clear(settings)
+            if isinstance(error, OSError):
+                raise SystemFailure(f"cannot write the resolv.conf of {container.id}: {error}") from error
             raise
         container.endpoints[network.name] = settings
         self._refresh_record(container, sandbox)

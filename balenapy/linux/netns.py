@@ -87,6 +87,9 @@ def open_socket(path: Path, family: int, kind: int, address: tuple[str, int]) ->
     def make() -> socket.socket:
         opened = socket.socket(family, kind | socket.SOCK_NONBLOCK)
         try:
+            if kind == socket.SOCK_STREAM and address[1]:
+                # Connections of a listener that was there before may linger for a minute.
+                opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             opened.bind(address)
         except OSError:
             opened.close()
@@ -99,6 +102,11 @@ def open_socket(path: Path, family: int, kind: int, address: tuple[str, int]) ->
 def run_batch_inside(path: Path, batch: str) -> None:
     """Run `ip -batch` lines in the namespace at `path`. Raises: SystemFailure."""
     call_inside(path, lambda: run_batch(batch))
+
+
+def apply_rules_inside(path: Path, ruleset: str) -> None:
+    """Run one nft transaction in the namespace at `path`. Raises: SystemFailure."""
+    call_inside(path, lambda: _run_here(("nft", "-f", "-"), ruleset))
 
 
 def remove(path: Path) -> None:
@@ -137,22 +145,25 @@ def run_batch(batch: str) -> None:
 
     Raises: SystemFailure, with the words of ip and the line it failed at.
     """
-    if not batch:
-        return
+    if batch:
+        _run_here(("ip", "-batch", "-"), batch)
+
+
+def _run_here(argv: tuple[str, ...], input: str) -> None:
     try:
         done = subprocess.run(
-            ("ip", "-batch", "-"),
-            input=batch.encode(),
+            argv,
+            input=input.encode(),
             capture_output=True,
             env=TOOL_ENV,
             timeout=_TOOL_TIMEOUT_S,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise SystemFailure(f"cannot run ip: {error}") from error
+        raise SystemFailure(f"cannot run {argv[0]}: {error}") from error
     if done.returncode != 0:
         words = done.stderr.decode(errors="replace").strip().replace("\n", "; ")
-        raise SystemFailure(f"ip: {words or f'exit status {done.returncode}'}")
+        raise SystemFailure(f"{argv[0]}: {words or f'exit status {done.returncode}'}")
 
 
 class _Stranded(BaseException):

@@ -12,7 +12,7 @@ TXT, CHAOS = 16, 3
 WEB = Owner("10.0.0.2", "web", ("www", "app", "0123456789ab"), "0123456789ab" * 5 + "0123")
 DB = Owner("10.0.0.3", "db", ("app", "sql"))
 NAMELESS = Owner("10.0.0.4", "", ("cache", "abcdefabcdef"))
-FRONT = Scope("front", (WEB, DB, NAMELESS), {"store": "db", "sql": "web", "gone": "nobody"})
+FRONT = Scope("front", (WEB, DB, NAMELESS), {"store": "db", "sql": "web", "gone": "nobody", "twelve": WEB.container_id})
 BACK = Scope("back.office", (Owner("10.1.0.2", "db"), Owner("10.1.0.3", "web.front")))
 
 
@@ -28,7 +28,7 @@ def addresses(name: str, *scopes: Scope, kind: int = A) -> tuple[str, ...] | Non
         ("web", ("10.0.0.2",)),
         ("www", ("10.0.0.2",)),
         ("0123456789ab", ("10.0.0.2",)),
-        (WEB.container_id, ("10.0.0.2",)),
+        ("twelve", ("10.0.0.2",)),  # a link to an id
         ("web.front", ("10.1.0.3",)),  # the whole name comes before its parts
         ("db", ("10.0.0.3",)),  # the first network that knows it
         ("db.front", ("10.0.0.3",)),

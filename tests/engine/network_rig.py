@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import trio
+import trio.testing
 
 from balenapy.config import Config
 from balenapy.core import netplan
@@ -124,6 +125,7 @@ class Rig:
     async def again(self) -> Rig:
         """What a new daemon finds after this one was killed: same rows, same records, nothing in memory."""
         _let_go(self.networks)
+        await trio.testing.wait_all_tasks_blocked()
         self.engine.networks = Networks(self.engine)
         await self.engine.networks.restore()
         return Rig(self.engine, self.bridge, self.third_byte)
@@ -134,6 +136,9 @@ def _let_go(networks: Networks) -> None:
     ports = networks._sandboxes._ports
     for container_id in list(ports._held):
         ports.release(container_id)
+    names = networks._sandboxes._nameservers
+    for container_id in list(names._servers) if names is not None else ():
+        names.stop(container_id)
 
 
 @contextlib.contextmanager
