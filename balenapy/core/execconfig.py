@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from balenapy.core.wire import flag, optional, text, words
+from balenapy.core.wire import flag, optional, text
 
 
 @dataclass(slots=True)
@@ -25,7 +25,7 @@ class ExecConfig:
     detach_keys: str = text("DetachKeys")
     env: list[str] | None = optional("Env")
     working_dir: str = text("WorkingDir")
-    cmd: list[str] | None = words("Cmd")
+    cmd: list[str] | None = optional("Cmd")  # not a StrSlice: a bare string is refused
 
 
 @dataclass(slots=True)

@@ -20,6 +20,7 @@ import secrets
 import socket
 import struct
 import termios
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from balenapy.core import lifecycle
-from balenapy.core.detachkeys import DEFAULT_KEYS, KeyFilter, parse_keys
+from balenapy.core.detachkeys import KeyFilter, parse_keys
 from balenapy.core.execconfig import ExecConfig
 from balenapy.core.ociconfig import build_env, find_user, merge_env
 from balenapy.engine.attach import STDIN_CHUNK_BYTES, AttachOptions, Client
@@ -134,8 +135,8 @@ class Execs:
             "arguments": rest,
             "privileged": config.privileged,
         }
-        if config.user:
-            process["user"] = config.user
+        if user := config.user or found.container.config.user:
+            process["user"] = user
         return {
             "ID": found.id,
             "Running": found.running,
@@ -146,7 +147,8 @@ class Execs:
             "OpenStdout": config.attach_stdout,
             "CanRemove": False,
             "ContainerID": found.container.id,
-            "DetachKeys": "" if found.detach_keys == DEFAULT_KEYS else config.detach_keys,
+            # []byte in Go, hence base64; empty means the default ones.
+            "DetachKeys": b64encode(found.detach_keys).decode() if config.detach_keys else "",
             "Pid": found.pid,
         }
 

@@ -12,6 +12,7 @@ import trio.testing
 
 from balenapy.core.container import Container
 from balenapy.core.execconfig import ExecConfig
+from balenapy.core.wire import decode
 from balenapy.errors import Conflict, InvalidParameter, NotFound, SystemFailure
 from tests.engine.process_rig import Rig, frames, open_rig
 from tests.trio_tests import trio_test
@@ -54,6 +55,24 @@ async def test_an_exec_has_output_exit_code_and_events(tmp_path: Path) -> None:
         assert rig.event("exec_die").attributes["exitCode"] == "3"
         assert rig.execs.ids_of(container) is None
         assert "execs" not in rig.leftovers()
+
+
+@trio_test
+async def test_inspect_shows_the_user_of_the_container_and_the_keys_in_base64(tmp_path: Path) -> None:
+    async with open_rig(tmp_path) as rig:
+        container = await rig.run("sleep", "1000", User="7")
+        exec_id, _ = await rig.exec(container, "true")
+        assert rig.execs.inspect(exec_id)["ProcessConfig"]["user"] == "7"
+        assert rig.execs.inspect(exec_id)["DetachKeys"] == ""
+
+        exec_id, _ = await rig.exec(container, "true", user="8", detach_keys="ctrl-a")
+        assert rig.execs.inspect(exec_id)["ProcessConfig"]["user"] == "8"
+        assert rig.execs.inspect(exec_id)["DetachKeys"] == "AQ=="
+
+
+def test_a_command_is_a_list() -> None:
+    with pytest.raises(InvalidParameter, match=r"ExecConfig.Cmd of type \[\]string"):
+        decode(ExecConfig, {"Cmd": "ls"})
 
 
 @trio_test
