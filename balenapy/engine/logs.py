@@ -318,16 +318,16 @@ class _Reader:
         if self._number < oldest:  # the writer overtook us
             log.debug("log reader lost blocks path=%s count=%d", self._path, oldest - self._number)
             self._number = oldest
+        # Looked up before the block is read: only a block that had a successor then is complete in what we read.
+        if self._number >= self._newest:
+            self._newest = ring.newest_after(self._newest)
+        complete = self._number < self._newest
         entries: list[Entry] = []
         for record in ring.read_block(self._number, self._seq):
             self._seq = record.seq
             entries.extend(self._joiner.feed(record))
-        if self._number >= self._newest:
-            self._newest = ring.newest_after(self._newest)
-        if self._number < self._newest:
-            self._number += 1
-            return entries, True
-        return entries, False
+        self._number += complete
+        return entries, complete
 
     def _add(self, output: bytearray, entries: Iterable[Entry]) -> None:
         """What of these the client wants, in its form."""

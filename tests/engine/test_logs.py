@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import trio
 
+from balenapy.core.conmonlog import STDOUT, LogPart, format_line
 from balenapy.core.container import Container
+from balenapy.core.ringlog import Ring
 from balenapy.engine import logs as logs_module
-from balenapy.engine.logs import LogOptions, ring_size
+from balenapy.engine.logs import LogOptions, _Reader, ring_size
 from balenapy.errors import InvalidParameter, SystemFailure, Unsupported
+from balenapy.stores.ringfile import SpoolDrain
 from tests.engine.process_rig import Rig, frames, open_rig
 from tests.trio_tests import trio_test
 
@@ -187,3 +190,40 @@ def test_sizes_of_log_options() -> None:
     assert ring_size({"max-size": "1g", "max-file": "3"}) == 64 << 20
     with pytest.raises(InvalidParameter, match="invalid log option"):
         ring_size({"max-size": "zz"})
+
+
+def test_what_is_written_while_a_block_is_read_is_not_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer fills the block that was just read, and begins the next, before the reader looks for a next one."""
+    spool, path = tmp_path / "log", tmp_path / "ring.log"
+    spool.touch()
+    drain = SpoolDrain(spool, path, 1 << 20, adopt=False)
+    written = 0
+
+    def write_more() -> None:
+        nonlocal written
+        with spool.open("ab") as file:
+            for number in range(written + 1, written + 101):
+                file.write(format_line(LogPart(10**18 + number, STDOUT, True, b"%050d" % number)))
+        written += 100
+        while drain.drain_some():
+            pass
+
+    read_block = Ring.read_block
+
+    def read_block_and_be_overtaken(ring: Ring, number: int, after: int = 0) -> object:
+        records = list(read_block(ring, number, after))
+        if written < 2000:
+            write_more()
+        return records
+
+    monkeypatch.setattr(Ring, "read_block", read_block_and_be_overtaken)
+    write_more()
+    container = Container(id="1" * 64, name="silent_reader")
+    reader = _Reader(path, container, LogOptions(stderr=False))
+    output = bytearray()
+    while data := reader.read_some():
+        output += data
+    reader.close()
+    drain.close()
+
+    assert frames(bytes(output))[1].splitlines() == [b"%050d" % number for number in range(1, written + 1)]
