@@ -7,8 +7,10 @@ first. What a power cut costs is what came in the last `BATCH_S` and what the ke
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -63,7 +65,7 @@ def ring_size(options: Mapping[str, str]) -> int:
         size = parse_size(options["max-size"]) if options.get("max-size", "-1") != "-1" else DEFAULT_SIZE_BYTES
         files = int(options.get("max-file", "1"))
     except ValueError as error:
-        raise InvalidParameter(f"invalid log option: {error}") from error
+        raise InvalidParameter(str(error)) from error
     return min(max(size * max(files, 1), 1), MAX_SIZE_BYTES)
 
 
@@ -94,14 +96,17 @@ class Logs:
         """How conmon is to log. Raises: SystemFailure, InvalidParameter."""
         driver = container.host_config.log_config.type
         if driver in RING_DRIVERS:
-            ring_size(container.host_config.log_config.config or {})
+            try:
+                ring_size(container.host_config.log_config.config or {})
+            except InvalidParameter as error:  # found only now, as in moby: not the fault of this request
+                raise SystemFailure(f"failed to initialize logging driver: {error.message}") from error
             return ["--log-path", "k8s-file:log", "--log-size-max", str(SPOOL_MAX_BYTES)]
         if driver == "none":
             return ["--log-path", "none"]
         if driver == "journald":
             if not Path("/run/systemd/journal/socket").exists():
                 raise SystemFailure("failed to initialize logging driver: journald is not enabled on this host")
-            tag = container.short_id
+            tag = _tag(container, "{{.ID}}")
             return ["--log-path", "journald", "--name", container.name, "--log-tag", tag]
         raise SystemFailure(
             f"failed to initialize logging driver: logger: no log driver named '{driver}' is registered"
@@ -357,10 +362,30 @@ def _stamp(time_ns: int) -> bytes:
 
 
 def _details(container: Container) -> bytes:
-    """Labels and variables that the log options `labels` and `env` name. Source: moby logger ExtraAttributes."""
+    """What the log options `labels`, `env`, `env-regex` and `tag` name. Source: moby ExtraAttributes, jsonfilelog."""
     options = container.host_config.log_config.config or {}
     labels = container.config.labels or {}
     found = {name: labels[name] for name in options.get("labels", "").split(",") if name in labels}
     environment = dict(entry.partition("=")[::2] for entry in container.config.env or () if "=" in entry)
     found |= {name: environment[name] for name in options.get("env", "").split(",") if name in environment}
+    if pattern := options.get("env-regex"):
+        with contextlib.suppress(re.error):
+            found |= {name: value for name, value in environment.items() if re.search(pattern, name)}
+    if tag := _tag(container, ""):
+        found["tag"] = tag
     return ",".join(f"{quote_plus(key)}={quote_plus(value)}" for key, value in sorted(found.items())).encode()
+
+
+def _tag(container: Container, default: str) -> str:
+    """The log option `tag` with its `{{.Field}}`s filled in; a field that nobody knows stays as it is."""
+    template = (container.host_config.log_config.config or {}).get("tag") or default
+    fields = {
+        "ID": container.short_id,
+        "FullID": container.id,
+        "Name": container.name,
+        "ImageID": container.image_id.rpartition(":")[2][:12],
+        "ImageFullID": container.image_id,
+        "ImageName": container.config.image,
+        "DaemonName": "balena-engine",
+    }
+    return re.sub(r"\{\{\s*\.(\w+)\s*\}\}", lambda match: fields.get(match[1], match[0]), template)

@@ -86,12 +86,15 @@ async def test_a_terminal_has_no_frames(tmp_path: Path) -> None:
 @trio_test
 async def test_details_show_labels_and_variables_by_name(tmp_path: Path) -> None:
     async with open_rig(tmp_path) as rig:
-        config = {"Type": "json-file", "Config": {"labels": "b,missing", "env": "A"}}
+        options = {"labels": "b,missing", "env": "A", "env-regex": "^D", "tag": "{{.Name}}/{{ .ID }}"}
+        config = {"Type": "json-file", "Config": options}
         container = await _finished(
-            rig, "echo", "x", Env=["A=1 2", "C=3"], Labels={"b": "x&y"}, HostConfig={"LogConfig": config}
+            rig, "echo", "x", Env=["A=1 2", "C=3", "D2=4"], Labels={"b": "x&y"}, HostConfig={"LogConfig": config}
         )
 
-        assert frames(await rig.output(container, details=True)) == {1: b"A=1+2,b=x%26y x\n"}
+        tag = f"{container.name}%2F{container.short_id}"
+        expected = {1: f"A=1+2,D2=4,b=x%26y,tag={tag} x\n".encode()}
+        assert frames(await rig.output(container, details=True)) == expected
         plain = await _finished(rig, "echo", "x")
         assert frames(await rig.output(plain, details=True)) == {1: b" x\n"}
 
@@ -188,7 +191,7 @@ def test_sizes_of_log_options() -> None:
     assert ring_size({"max-size": "10m"}) == 10 << 20
     assert ring_size({"max-size": "10m", "max-file": "3"}) == 30 << 20
     assert ring_size({"max-size": "1g", "max-file": "3"}) == 64 << 20
-    with pytest.raises(InvalidParameter, match="invalid log option"):
+    with pytest.raises(InvalidParameter, match=r"^invalid size: 'zz'$"):
         ring_size({"max-size": "zz"})
 
 
