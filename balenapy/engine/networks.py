@@ -294,7 +294,7 @@ class Networks:
         """
         name = body.name
         if name in (*BUILTIN, "default"):
-            raise Forbidden("operation is not permitted on predefined bridge network ")
+            raise Forbidden(f"operation is not permitted on predefined {name} network ")
         if not name.strip():
             raise SystemFailure(f"invalid name: {name}")
         warning = ""

@@ -616,7 +616,7 @@ async def test_creating_networks_refuses_what_the_reference_refuses(tmp_path: Pa
         taken = IPAM(config=[IPAMConfigEntry(f"10.213.{rig.third_byte}.128/25")])
         outside = IPAM(config=[IPAMConfigEntry(f"10.215.{rig.third_byte}.0/24", gateway="10.1.1.1")])
         cases: list[tuple[NetworkCreate, type[Exception], str]] = [
-            (NetworkCreate(name="host"), Forbidden, "operation is not permitted on predefined bridge network "),
+            (NetworkCreate(name="host"), Forbidden, "operation is not permitted on predefined host network "),
             (NetworkCreate(name=" "), SystemFailure, "invalid name:  "),
             (NetworkCreate(name="n", driver="zz"), NotFound, 'plugin "zz" not found'),
             (NetworkCreate(name="n", driver="host"), Forbidden, 'only one instance of "host" network is allowed'),
