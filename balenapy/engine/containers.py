@@ -698,7 +698,7 @@ class _Selection:
             and filters.regexp("id", container.id)
             and not self._is_task
             and filters.labels(container.config.labels)
-            and filters.exact("isolation", container.host_config.isolation)
+            and filters.exact("isolation", container.host_config.isolation or "default")
             and filters.exact("health", health or "none")
             and (not self._exit_codes or exited)
             and filters.exact("status", state.status.value)

@@ -471,6 +471,7 @@ async def test_list_shows_running_ones_newest_first_unless_asked_otherwise(tmp_p
         ('{"is-task":["true"]}', []),
         ('{"is-task":["false"]}', ["three", "two", "one"]),
         ('{"isolation":["hyperv"]}', []),
+        ('{"isolation":["default"]}', ["three", "two", "one"]),
     ],
 )
 def test_list_filters(tmp_path: Path, filters: str, names: list[str]) -> None:
