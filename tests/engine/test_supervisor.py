@@ -329,7 +329,7 @@ async def test_stop_while_a_restart_is_made_leaves_it_as_its_last_run_did(tmp_pa
                 await rig.supervisors._active[container.id].cancelled.wait()
 
         container = await rig.create("true", HostConfig={"RestartPolicy": {"Name": "always"}})
-        rig.logs.begin_run = begin_run_and_stop  # type: ignore[method-assign]
+        rig.logs.begin_run = begin_run_and_stop  # type: ignore[assignment,method-assign]
         await rig.supervisors.start(container)
         with trio.fail_after(10):
             await stopped.wait()
@@ -387,6 +387,27 @@ async def test_removing_by_force_ends_whatever_its_policy_says(tmp_path: Path) -
 
 
 @trio_test
+async def test_removing_by_force_waits_for_a_start_under_way(tmp_path: Path) -> None:
+    async with open_rig(tmp_path) as rig:
+        container = await rig.create("sleep", "1000")
+        begin_run = rig.logs.begin_run
+        begun = trio.Event()
+
+        async def begin_run_and_tell(*arguments: Any) -> None:
+            begun.set()
+            await begin_run(*arguments)
+
+        rig.logs.begin_run = begin_run_and_tell  # type: ignore[assignment,method-assign]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rig.supervisors.start, container)
+            await begun.wait()
+            await rig.engine.containers.remove(container.id, force=True)
+
+        assert rig.engine.containers.all() == []
+        assert rig.leftovers() == {}
+
+
+@trio_test
 async def test_ten_containers_at_once(tmp_path: Path) -> None:
     async with open_rig(tmp_path) as rig:
         containers = [await rig.create("sh", "-c", f"exit {n}") for n in range(10)]
@@ -401,24 +422,3 @@ async def test_ten_containers_at_once(tmp_path: Path) -> None:
         for container in containers:
             await rig.settled(container)
         assert rig.leftovers() == {}
-@trio_test
-async def test_removing_by_force_waits_for_a_start_under_way(tmp_path: Path) -> None:
-    async with open_rig(tmp_path) as rig:
-        container = await rig.create("sleep", "1000")
-        begin_run = rig.logs.begin_run
-        begun = trio.Event()
-
-        async def begin_run_and_tell(*arguments: Any) -> None:
-            begun.set()
-            await begin_run(*arguments)
-
-        rig.logs.begin_run = begin_run_and_tell  # type: ignore[method-assign]
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(rig.supervisors.start, container)
-            await begun.wait()
-            await rig.engine.containers.remove(container.id, force=True)
-
-        assert rig.engine.containers.all() == []
-        assert rig.leftovers() == {}
-
-
