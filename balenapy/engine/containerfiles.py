@@ -108,12 +108,12 @@ async def commit_container(engine: Engine, request: CommitRequest) -> str:
         config = apply_changes(request.config or container.config, request.changes)
         fill_from_image(config, container.config)
         image_id = await _make_image(engine, container, config, request)
-    reference = ""
-    if request.repository:
-        await engine.images.tag(image_id, request.repository, request.tag)
-        name = parse_reference(request.repository)
-        reference = (name.without_tag().with_tag(request.tag) if request.tag else name).familiar()
-    engine.events.container(container, "commit", comment=request.comment, imageID=image_id, imageRef=reference)
+        reference = ""
+        if request.repository:
+            await engine.images.tag(image_id, request.repository, request.tag)
+            name = parse_reference(request.repository)
+            reference = (name.without_tag().with_tag(request.tag) if request.tag else name).familiar()
+        engine.events.container(container, "commit", comment=request.comment, imageID=image_id, imageRef=reference)
     return image_id
 
 

@@ -68,6 +68,8 @@ def test_docker_py_saves_and_loads(engine: EngineProcess, busybox: str) -> None:
 
 @pytest.mark.parametrize("form", ["docker-archive", "oci-archive"])
 def test_skopeo_reads_ours_and_we_read_skopeos(engine: EngineProcess, busybox: str, tmp_path: Path, form: str) -> None:
+    if engine.is_reference and form == "oci-archive":
+        pytest.skip("it does not read such layouts")
     wanted = image_id(engine, busybox)
     ours, theirs = tmp_path / "ours.tar", tmp_path / "theirs.tar"
     ours.write_bytes(engine.request("GET", f"/v1.39/images/get?names={busybox}").body)

@@ -149,7 +149,7 @@ def test_a_commit_pauses_what_runs(engine: EngineProcess, docker_cli: str, busyb
     engine.request("POST", "/v1.39/commit?container=runs&pause=0")
     without = [action for action, _ in events_since(engine, start, "pause", "unpause", "commit")]
 
-    assert with_pause == ["pause", "unpause", "commit"]
+    assert with_pause == ["pause", "commit", "unpause"]
     assert without == ["commit"]
     assert engine.inspect("runs")["State"]["Status"] == "running"
 
