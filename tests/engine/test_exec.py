@@ -12,7 +12,7 @@ import trio.testing
 
 from balenapy.core.container import Container
 from balenapy.core.execconfig import ExecConfig
-from balenapy.core.wire import decode
+from balenapy.core.wire import MalformedJSON, decode
 from balenapy.errors import Conflict, InvalidParameter, NotFound, SystemFailure
 from tests.engine.process_rig import Rig, frames, open_rig
 from tests.trio_tests import trio_test
@@ -71,7 +71,7 @@ async def test_inspect_shows_the_user_of_the_container_and_the_keys_in_base64(tm
 
 
 def test_a_command_is_a_list() -> None:
-    with pytest.raises(InvalidParameter, match=r"ExecConfig.Cmd of type \[\]string"):
+    with pytest.raises(MalformedJSON, match=r"ExecConfig.Cmd of type \[\]string"):
         decode(ExecConfig, {"Cmd": "ls"})
 
 
