@@ -573,8 +573,9 @@ def build_resources(
     if memory := _memory(host_config):
         resources["memory"] = memory
     resources["cpu"] = _cpu(host_config)
-    # 0 and -1 are both unlimited; runtimes agree on -1 only.
-    resources["pids"] = {"limit": host_config.pids_limit if host_config.pids_limit > 0 else -1}
+    # 0 and -1 are both unlimited, and nothing says so to all runtimes: crun 1.8 writes either into pids.max.
+    if host_config.pids_limit > 0:
+        resources["pids"] = {"limit": host_config.pids_limit}
     if block := _block_io(host_config, device_numbers or {}):
         resources["blockIO"] = block
     return resources

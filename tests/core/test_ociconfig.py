@@ -452,7 +452,7 @@ def test_resources_of_a_plain_container() -> None:
     resources = spec_of()["linux"]["resources"]
 
     assert resources["cpu"] == {"shares": 0}
-    assert resources["pids"] == {"limit": -1}
+    assert "pids" not in resources
     assert resources["memory"] == {"disableOOMKiller": False}
     assert resources["devices"][0] == {"allow": False, "access": "rwm"}
     assert resources["devices"][-1] == {"allow": False, "type": "c", "major": 10, "minor": 229, "access": "rwm"}
