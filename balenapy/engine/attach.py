@@ -130,7 +130,7 @@ class Hub:
                 nursery.start_soon(self.pump)
 
     async def pump(self) -> None:
-        """Distribute output until the run has no more."""
+        """Distribute output until the run has no more. It runs in the engine's nursery: an error ends only the hub."""
         assert self._socket is not None
         try:
             while True:
@@ -140,6 +140,8 @@ class Hub:
                 for client in list(self.clients):
                     if not client.put_nowait(stream, data):
                         await self._wait_for(client, stream, data)
+        except (OSError, trio.ClosedResourceError):
+            log.exception("attach ended early")
         finally:
             self.end()
 

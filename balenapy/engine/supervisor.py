@@ -284,6 +284,9 @@ class Supervisors:
         except EngineError as error:
             log.error("auto-remove failed container=%s error=%s", container.short_id, error.message)
             self._tell_not_removed(container, error.message)
+        except Exception as error:  # the wall around one container
+            log.exception("auto-remove failed container=%s", container.short_id)
+            self._tell_not_removed(container, str(error))
 
     async def _begin(self, container: Container, active: _Supervised) -> None:
         """One start, from the network to the event. Raises: EngineError, with everything undone."""
@@ -594,8 +597,8 @@ class Supervisors:
     async def _resume_after_signal(self, run: Run) -> None:
         try:
             await run.runtime.resume(run.container.id)
-        except EngineError as error:
-            log.warning("cannot unpause container=%s error=%s", run.container.short_id, error.message)
+        except (EngineError, OSError) as error:
+            log.warning("cannot unpause container=%s error=%s", run.container.short_id, error)
 
     async def restart(self, container: Container, timeout_s: int | None = None) -> None:
         """Stop it if it runs, and start it.

@@ -6,6 +6,7 @@ container that writes a thousand lines a second wakes us twenty times a second a
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 from collections.abc import Callable
@@ -16,6 +17,8 @@ import trio
 from balenapy.errors import SystemFailure
 from balenapy.linux import syscalls
 from balenapy.linux.syscalls import IN_CREATE, IN_IGNORED, IN_MODIFY, IN_MOVED_TO, IN_Q_OVERFLOW
+
+log = logging.getLogger(__name__)
 
 ROUND_S = 0.05
 _EVENT = struct.Struct("iIII")
@@ -81,5 +84,8 @@ class DirectoryWatcher:
                 changed[number, name] = None
         for number, name in changed:
             callback = self._callbacks.get(number)
-            if callback is not None:
-                callback(name)
+            try:
+                if callback is not None:
+                    callback(name)
+            except Exception:  # the wall around one container
+                log.exception("change cannot be handled name=%s", name)
