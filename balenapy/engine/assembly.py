@@ -93,6 +93,7 @@ class Assembly:
 
         Raises: InvalidParameter for what is no tar; NoSpace and other errors of the disk.
         """
+        durable.step("unpack layer")
         path = await self._snapshots.new_directory()
         try:
             report = await self._engine.workers.run("unpack", {"directory": str(path)}, feed=feed)

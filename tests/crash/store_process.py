@@ -80,11 +80,28 @@ async def _container(engine: Any, request: dict[str, Any]) -> None:
     await engine.snapshots.remove(request["key"])
 
 
+async def _load(engine: Any, request: dict[str, Any]) -> None:
+    from tests.engine.archives import load_bytes
+
+    await load_bytes(engine, await trio.Path(request["archive"]).read_bytes())
+
+
+async def _commit(engine: Any, request: dict[str, Any]) -> None:
+    """Commit a container that has changed a file."""
+    from balenapy.engine.containerfiles import CommitRequest, commit_container
+    from tests.engine.image_engine import stopped_container
+
+    engine.containers.records = [await stopped_container(engine, request["name"], request["key"])]
+    await commit_container(engine, CommitRequest(request["key"], "committed", "1"))
+
+
 ACTIONS: dict[str, Callable[[Any, dict[str, Any]], Awaitable[None]]] = {
     "pull": _pull,
     "remove": _remove,
     "tag": _tag,
     "container": _container,
+    "load": _load,
+    "commit": _commit,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ import trio
 
 from balenapy.engine.engine import Engine
 from tests.crash.store_process import StoreProcess, store_process
-from tests.engine.image_engine import image_engine, on_disk, pull, rows, settle
+from tests.engine.archives import archive, docker_members, load_bytes
+from tests.engine.image_engine import image_engine, on_disk, pull, rows, settle, stopped_container
 from tests.images_fixture import ImageFixture, layered
 from tests.registry.fake import FakeRegistry, fake_registry
 
@@ -235,3 +237,88 @@ def test_a_containers_layer_may_die_at_every_step(
 
     steps = every_step(process, tmp_path, prepare, check, "container", name=name, key="c" * 64)
     assert {"prepare snapshot", "remove snapshot"} <= set(steps)
+
+
+@pytest.mark.slow
+def test_a_load_may_die_at_every_step(process: StoreProcess, tmp_path: Path) -> None:
+    """Two images, one of them under a tag that moves: both are there, or everything is as before."""
+    old, new, other = layered("docker"), other_image(), ImageFixture(layered().tars[1:3])
+    archives = {}
+    for name, members in (
+        ("old", docker_members(old, ["app:1"])),
+        ("new", [*renamed(docker_members(new, ["app:1"]), "new"), *renamed(docker_members(other, ["other:1"]), "x")]),
+    ):
+        manifests = [json.loads(data)[0] for member, data in members if member == "manifest.json"]
+        rest = [member for member in members if member[0] != "manifest.json"]
+        archives[name] = tmp_path / f"{name}.tar"
+        archives[name].write_bytes(archive([*rest, ("manifest.json", json.dumps(manifests).encode())]))
+    expected: dict[str, Tree] = {}
+
+    async def prepare(root: Path) -> None:
+        async with image_engine(root) as engine:
+            await load_bytes(engine, archives["old"].read_bytes())
+            expected[old.image_id] = await files_of(engine, "app:1")
+
+    async def check(root: Path, died: bool) -> None:
+        async with image_engine(root) as engine:
+            await check_invariants(engine)
+            state = state_of(engine)
+            loaded = {"app:1": new.image_id, "other:1": other.image_id}
+            kept = {name: image_id for name, image_id in state.items() if name != "<none>:<none>"}
+            kept.pop("<none>@<none>", None)
+            assert kept in ([{"app:1": old.image_id}, loaded] if died else [loaded])
+            if kept != loaded:
+                assert await files_of(engine, "app:1") == expected[old.image_id]
+            await load_bytes(engine, archives["new"].read_bytes())
+            await check_invariants(engine)
+            assert {state_of(engine)[name] for name in loaded} == set(loaded.values())
+            for name, image in (("app:1", new), ("other:1", other)):
+                files = await files_of(engine, name)
+                assert expected.setdefault(image.image_id, files) == files
+            assert rows(engine)["lease"] == 0
+
+    steps = every_step(process, tmp_path, prepare, check, "load", archive=str(archives["new"]))
+    print(f"load died at each of {len(steps)} steps: {', '.join(steps)}")
+    assert {"unpack layer", "sync_filesystem", "add images", "move_to_trash"} <= set(steps)
+
+
+def renamed(members: list[tuple[str, bytes]], prefix: str) -> list[tuple[str, bytes]]:
+    """The members of an archive below a directory, so that two fit into one."""
+    manifest = json.loads(members[-1][1])
+    for entry in manifest:
+        entry["Config"] = f"{prefix}/{entry['Config']}"
+        entry["Layers"] = [f"{prefix}/{name}" for name in entry["Layers"]]
+    return [
+        *((f"{prefix}/{name}", data) for name, data in members[:-1]),
+        (members[-1][0], json.dumps(manifest).encode()),
+    ]
+
+
+@pytest.mark.slow
+def test_a_commit_may_die_at_every_step(process: StoreProcess, tmp_path: Path) -> None:
+    image, key = layered("docker"), "c" * 64
+
+    async def prepare(root: Path) -> None:
+        async with image_engine(root) as engine:
+            await load_bytes(engine, archive(docker_members(image)))
+            await stopped_container(engine, "app:1", key)
+
+    async def check(root: Path, died: bool) -> None:
+        async with image_engine(root) as engine:
+            await check_invariants(engine)
+            assert engine.snapshots.get(key).diff.joinpath("made").read_bytes() == b"made\n"
+            state = state_of(engine)
+            assert died or "committed:1" in state
+            committed = [each for each in engine.images.all() if each.parent == image.image_id]
+            assert len(committed) <= 1
+            for each in committed:  # tagging comes last: it may have no name
+                async with engine.snapshots.view(each.chain_id) as path:
+                    assert tree(path)["made"][1] == hashlib.sha256(b"made\n").hexdigest()
+                assert each.references in (["docker.io/library/committed:1"], [])
+                await engine.images.remove(each.image_id, force=True)
+            await check_invariants(engine)
+            assert len(on_disk(engine)["snapshots"]) == 5
+
+    steps = every_step(process, tmp_path, prepare, check, "commit", name="app:1", key=key)
+    print(f"commit died at each of {len(steps)} steps: {', '.join(steps)}")
+    assert {"unpack layer", "sync_filesystem", "add images", "tag image"} <= set(steps)

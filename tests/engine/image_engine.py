@@ -12,7 +12,7 @@ from typing import Any
 import trio
 
 from balenapy.config import Config
-from balenapy.core.container import Container
+from balenapy.core.container import Container, ContainerConfig, Status
 from balenapy.core.reference import parse_pull_reference
 from balenapy.engine.engine import Engine, Limiters
 from balenapy.engine.events import EventBus
@@ -27,9 +27,12 @@ from balenapy.stores.snapshots import Snapshots
 
 @dataclass
 class FakeContainers:
-    """Only who uses an image."""
+    """Only who uses an image, and by which ID."""
 
     records: list[Container] = field(default_factory=list)
+
+    def find(self, name: str) -> Container:
+        return next(container for container in self.records if container.id == name)
 
     def using_image(self, image_id: str) -> list[Container]:
         return [container for container in self.records if container.image_id == image_id]
@@ -77,6 +80,17 @@ async def pull(engine: Engine, image: str, tag: str = "") -> list[bytes]:
 
     await engine.pulls.pull(parse_pull_reference(image, tag), "", None, write)
     return lines
+
+
+async def stopped_container(engine: Engine, image: str, key: str) -> Container:
+    """A container of an image that has run and made `/made`."""
+    record = engine.images.resolve(image)
+    if key not in {active.key for active in engine.snapshots.active()}:
+        active = await engine.snapshots.prepare(key, record.chain_id)
+        (active.diff / "made").write_bytes(b"made\n")
+    container = Container(id=key, name="box", created_ns=1, image_id=record.image_id, config=ContainerConfig(cmd=["x"]))
+    container.state.status = Status.EXITED
+    return container
 
 
 async def settle(engine: Engine) -> None:
