@@ -35,7 +35,7 @@ EXCEPTIONS = {
     ("api/server.py", "config"),  # hosts and TLS of the listeners
     ("api/routes/system.py", "registry"),  # credentials in the body of /auth
 }
-HEAVY = ("tarfile", "zstandard", "bsdiff4", "gzip", "lzma", "bz2", "zipfile", "httpx", "httpcore", "pyroute2")
+HEAVY = ("tarfile", "zstandard", "bsdiff4", "gzip", "lzma", "bz2", "zipfile", "httpx", "httpcore", "pyroute2", "dnslib")
 
 
 def modules() -> list[Path]:

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balenapy.core import hostfiles
-from balenapy.core.hostfiles import ResolvConf, container_resolv_conf, parse_resolv_conf
+from balenapy.core.hostfiles import (
+    Forwarder,
+    ResolvConf,
+    container_resolv_conf,
+    embedded_resolv_conf,
+    forwarders,
+    parse_resolv_conf,
+    wants_search_domains,
+)
 
 
 def test_hosts_begin_as_in_the_reference() -> None:
@@ -54,6 +62,36 @@ def test_what_a_container_sets_replaces_each_of_the_hosts() -> None:
     assert container_resolv_conf(host, dns=["127.0.0.1"]).nameservers == ("127.0.0.1",)
     assert container_resolv_conf(host, search=["."]).search == ()
     assert container_resolv_conf(host, options=["rotate"]) == ResolvConf(("1.1.1.1",), ("lan",), ("rotate",))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected", "wants"),
+    [
+        ((), ("ndots:0",), False),
+        (("rotate",), ("rotate", "ndots:0"), False),
+        (("ndots:2", "rotate"), ("ndots:2", "rotate"), True),
+        (("ndots:0",), ("ndots:0",), False),
+        (("ndots:x",), ("ndots:x", "ndots:0"), False),
+    ],
+)
+def test_on_a_users_network_ours_is_the_only_server(
+    options: tuple[str, ...], expected: tuple[str, ...], wants: bool
+) -> None:
+    conf = ResolvConf(("1.1.1.1",), ("lan",), options)
+
+    assert embedded_resolv_conf(conf) == ResolvConf(("127.0.0.11",), ("lan",), expected)
+    assert wants_search_domains(conf) is wants
+
+
+def test_servers_behind_ours_are_the_users_or_the_hosts() -> None:
+    host = ResolvConf(("127.0.0.1", "1.1.1.1", "fe80::1%eth0", "::1", "nonsense"))
+
+    assert forwarders(host) == (Forwarder("127.0.0.1", True), Forwarder("1.1.1.1"), Forwarder("::1", True))
+    assert forwarders(ResolvConf(("fe80::1",))) == (Forwarder("8.8.8.8"), Forwarder("8.8.4.4"))
+    assert forwarders(host, ["127.0.0.1", "127.0.0.11", "::1", "9.9.9.9"]) == (
+        Forwarder("127.0.0.1"),
+        Forwarder("9.9.9.9"),
+    )
 
 
 words = st.from_regex(r"[a-z0-9.:-]{1,12}", fullmatch=True)

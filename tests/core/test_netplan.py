@@ -150,3 +150,17 @@ def test_a_bridge_is_made_once_and_adjusted_later() -> None:
         "link set dev br0 mtu 1400 up\n"
     )
     assert "link add" not in kept and "mtu" not in kept
+
+
+def test_rules_of_a_name_server_lead_port_53_to_its_own() -> None:
+    assert netplan.nameserver_ruleset("127.0.0.11", 4711) == (
+        "table ip balenapy_dns\n"
+        "delete table ip balenapy_dns\n"
+        "table ip balenapy_dns {\n"
+        "\tchain output {\n"
+        "\t\ttype nat hook output priority -100; policy accept;\n"
+        "\t\tip daddr 127.0.0.11 udp dport 53 dnat to 127.0.0.11:4711\n"
+        "\t\tip daddr 127.0.0.11 tcp dport 53 dnat to 127.0.0.11:4711\n"
+        "\t}\n"
+        "}\n"
+    )
