@@ -79,12 +79,15 @@ class Images:
         self._pruning = False
 
     def recover(self) -> None:
-        """Bring staged content to what the rows say, and tell which images are damaged. Blocks: for start."""
+        """Bring staged content to what the rows say, and tell which images and rows are damaged. Blocks: for start."""
         self.content.recover()
         for image_id in self.corrupt():
             image = self.store.find(image_id)
             labels = (image.labels or {}) if image is not None else {}
             self._engine.events.publish("image", "corrupt", image_id, {**labels, "name": image_id})
+        for row in self._engine.db.damaged:
+            if row.kind != "reference":
+                self._engine.events.publish(row.kind, "corrupt", row.name, {"name": row.name})
 
     def corrupt(self) -> dict[str, str]:
         """Damaged images by ID, and what is wrong. Pulling one again heals it."""
@@ -96,6 +99,12 @@ class Images:
             ]
             if lost:
                 found[image.image_id] = f"layer {', '.join(lost)} is damaged"
+        for image in self.store.images():
+            if image.image_id not in found:
+                for name, diff_id in zip(image.config.chain_ids, image.config.diff_ids, strict=True):
+                    if self._engine.snapshots.find(str(name)) is None:
+                        found[image.image_id] = f"layer {diff_id} is missing"
+                        break
         for chain_id, check in self.checks.damaged().items():
             for image in self.checks.images_with(chain_id):
                 found.setdefault(image.image_id, f"layer {check.layer.diff_id}: {check.summary()}")
@@ -103,7 +112,8 @@ class Images:
 
     def warnings(self) -> list[str]:
         """What `/info` says of damaged images."""
-        return [f"WARNING: image {image_id} is damaged: {why}" for image_id, why in sorted(self.corrupt().items())]
+        damaged = [f"WARNING: image {image_id} is damaged: {why}" for image_id, why in sorted(self.corrupt().items())]
+        return damaged + [f"WARNING: {row.kind} {row.name} is damaged: {row.why}" for row in self._engine.db.damaged]
 
     # --- by name
 

@@ -68,6 +68,8 @@ class Collector:
         Cancellation: rows are deleted or not; directories without a row go at the next start at the latest.
         """
         self._wake = trio.Event()
+        if self._snapshots.unclaimed:  # rows were lost, and what leads to the others is still being found again
+            return 0
         now_ns = time.time_ns()
         directories: list[Path] = []
         freed = 0

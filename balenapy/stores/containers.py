@@ -32,10 +32,24 @@ class ContainerStore:
         for container_id, record, state in rows:
             try:
                 container = decode_record(str(record), str(state or "{}"))
-            except (EngineError, ValueError, TypeError, AttributeError) as error:
-                log.error("container cannot be read id=%s error=%s", container_id, error)
+                if container.id != container_id:
+                    raise ValueError("its record is another's")
+            except (EngineError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+                db.found_damaged("container", container_id, error)
+                self._free_name(str(container_id))
                 continue
             self._containers[container.id] = container
+
+    def _free_name(self, container_id: str) -> None:
+        """The row stays, but somebody may make the container again under its name."""
+
+        def rename(connection: sqlite3.Connection) -> None:
+            connection.execute("UPDATE container SET name = id || '.corrupt' WHERE id = ?", (container_id,))
+
+        try:
+            self._db.transaction_nowait(rename)
+        except EngineError as error:
+            log.error("cannot free the name of a damaged container id=%s error=%s", container_id, error.message)
 
     def all(self) -> list[Container]:
         return list(self._containers.values())

@@ -83,9 +83,17 @@ class Content:
         for digest, size_bytes, length, boot, expires_ns in db.query(
             "SELECT digest, size_bytes, length, boot_id, expires_ns FROM ingest"
         ):
-            self._records[str(digest)] = IngestRecord(
-                str(digest), int(str(size_bytes)), int(str(length)), str(boot), int(str(expires_ns))
-            )
+            try:
+                parsed = Digest.parse(str(digest))
+                record = IngestRecord(
+                    str(parsed), int(str(size_bytes)), int(str(length)), str(boot), int(str(expires_ns))
+                )
+                if record.size_bytes < 0 or record.length < 0:
+                    raise ValueError("it has a negative length")
+            except (EngineError, ValueError) as error:  # no more than a part of a download
+                log.error("ingest cannot be read digest=%s error=%s", digest, error)
+                continue
+            self._records[str(digest)] = record
 
     def recover(self) -> None:
         """Delete files without a row. Blocks: for start."""

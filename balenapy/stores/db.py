@@ -17,6 +17,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TypeVar
@@ -125,6 +126,15 @@ class Origin(Enum):
     LOST = "lost"
 
 
+@dataclass(frozen=True, slots=True)
+class DamagedRow:
+    """A row that is valid to SQLite and to nobody else: bits have flipped in it."""
+
+    kind: str  # container, network, volume, layer, reference
+    name: str
+    why: str
+
+
 class Database:
     """The one connection to `meta.db`. Opened before Trio runs; used only through `transaction` afterwards."""
 
@@ -134,6 +144,7 @@ class Database:
         self._limiter = trio.CapacityLimiter(1)
         self._order = trio.Lock()
         self._changed = trio.Event()  # something worth a copy was committed
+        self.damaged: list[DamagedRow] = []  # found at this start
         self.origin = self._remember(origin)
         self._is_stale = self.origin is not Origin.KEPT or not standby_of(path).exists()
         if self._is_stale:
@@ -143,13 +154,19 @@ class Database:
         """Until it is `settled`, a restart still knows that rows were lost."""
         ((known,),) = self.query("SELECT max(value) FROM setting WHERE name = 'origin'")
         if origin is Origin.KEPT:
-            return Origin(known) if known is not None else origin
+            return Origin(known) if known in {each.value for each in Origin} else origin
         self.transaction_nowait(
             lambda connection: connection.execute(
                 "INSERT OR REPLACE INTO setting(name, value) VALUES('origin', ?)", (origin.value,)
             )
         )
         return origin
+
+    def found_damaged(self, kind: str, name: object, why: object) -> None:
+        """Tell of a row that cannot be read: in the log, and to whoever asks. It stays where it is."""
+        row = DamagedRow(kind, str(name), str(why))
+        log.error("%s cannot be read name=%s error=%s", row.kind, row.name, row.why)
+        self.damaged.append(row)
 
     async def settled(self) -> None:
         """Say that everything was found again that can be."""
@@ -309,6 +326,23 @@ def _forget_origin(connection: sqlite3.Connection) -> None:
     connection.execute("DELETE FROM setting WHERE name = 'origin'")
 
 
+def _text(data: bytes) -> str:
+    """Not strict: one damaged byte must not make all rows unreadable."""
+    return data.decode(errors="replace")
+
+
+def _mend_indexes(connection: sqlite3.Connection, path: Path) -> None:
+    """A bit that flips in a value leaves its index behind: rows are the truth, the index is made anew."""
+    problems = connection.execute("PRAGMA integrity_check(3)").fetchall()
+    if problems == [("ok",)]:
+        return
+    log.error("database has damaged rows or indexes path=%s error=%s", path, problems[0][0])
+    try:
+        connection.execute("REINDEX")
+    except sqlite3.IntegrityError as error:  # two rows claim one name
+        raise _Damaged(str(error)) from error
+
+
 def standby_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.standby")
 
@@ -340,6 +374,7 @@ def _version_of(path: Path) -> int:
 def _open(path: Path) -> sqlite3.Connection:
     """Raises: _Damaged; SystemFailure, when the fault is not the file's."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
+    connection.text_factory = _text
     try:
         connection.execute("PRAGMA locking_mode=EXCLUSIVE")
         connection.execute("PRAGMA journal_mode=WAL")
@@ -356,10 +391,14 @@ def _open(path: Path) -> sqlite3.Connection:
             connection.executescript(f"BEGIN; {MIGRATIONS[number]}; PRAGMA user_version={number + 1}; COMMIT;")
         for table in TABLES:
             connection.execute(f"SELECT * FROM {table} LIMIT 1").fetchall()
+        _mend_indexes(connection, path)
     except sqlite3.Error as error:
         connection.close()
         if error.sqlite_errorcode & 0xFF in NOT_THE_FILES_FAULT:
             raise SystemFailure(f"cannot open {path}: {error}") from error
+        raise _Damaged(str(error)) from error
+    except UnicodeDecodeError as error:  # SQLite complains of a damaged name, in its own bytes
+        connection.close()
         raise _Damaged(str(error)) from error
     except BaseException:
         connection.close()

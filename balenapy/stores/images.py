@@ -91,10 +91,11 @@ class ImageStore:
 
     def _load(self) -> None:
         rows = self._db.query(
-            "SELECT image_id, parent, size_bytes, last_tagged_ns, bytes "
+            "SELECT image_id, parent, size_bytes, last_tagged_ns, bytes, chain_id "
             "FROM image LEFT JOIN document ON document.digest = image.image_id"
         )
-        for image_id, parent, size_bytes, last_tagged_ns, raw in rows:
+        strayed: list[tuple[str, str]] = []
+        for image_id, parent, size_bytes, last_tagged_ns, raw, chain_id in rows:
             try:
                 if not isinstance(raw, bytes):
                     raise SystemFailure("its config is missing")
@@ -105,8 +106,15 @@ class ImageStore:
                 log.error("image cannot be read image_id=%s error=%s", image_id, error.message)
                 self.unreadable[str(image_id)] = error.message
                 continue
+            if chain_id != config.chain_id:
+                log.error("image row names other layers, corrected image_id=%s chain_id=%s", image_id, chain_id)
+                strayed.append((config.chain_id, str(image_id)))
             self._images[str(image_id)] = ImageRecord(
-                str(image_id), config, str(parent), int(str(size_bytes)), int(str(last_tagged_ns))
+                str(image_id), config, str(parent), _number(size_bytes), _number(last_tagged_ns)
+            )
+        if strayed:
+            self._db.transaction_nowait(
+                lambda connection: connection.executemany("UPDATE image SET chain_id = ? WHERE image_id = ?", strayed)
             )
         rows = self._db.query("SELECT name, image_id, manifest, image_manifest FROM reference")
         for name, image_id, manifest, image_manifest in rows:
@@ -114,12 +122,12 @@ class ImageStore:
                 reference = parse_reference(str(name))
                 record = ReferenceRecord(reference, str(image_id), str(manifest), str(image_manifest))
             except EngineError as error:
-                log.error("reference cannot be read name=%s error=%s", name, error.message)
+                self._db.found_damaged("reference", name, error.message)
                 continue
             if record.image_id in self._images:
                 self._name(record)
             else:
-                log.error("reference names no image name=%s image_id=%s", name, image_id)
+                self._db.found_damaged("reference", name, f"it names no image: {image_id}")
 
     # --- reading
 
@@ -270,6 +278,11 @@ class ImageStore:
         former = self._references.pop(name, None)
         if former is not None and former.image_id in self._images:
             self._images[former.image_id].references.remove(name)
+
+
+def _number(value: object) -> int:
+    """A column that is told only; 0 when it is damaged."""
+    return value if isinstance(value, int) else 0
 
 
 def insert_documents(connection: sqlite3.Connection, documents: Iterable[Document]) -> None:

@@ -50,13 +50,18 @@ class Leases:
 def read(connection: sqlite3.Connection) -> list[Lease]:
     """Every lease with its items."""
     leases = {
-        name: Lease(name, created_ns, expires_ns)
+        name: Lease(name, _time(created_ns), _time(expires_ns))
         for name, created_ns, expires_ns in connection.execute("SELECT name, created_ns, expires_ns FROM lease")
     }
     for name, kind, key in connection.execute("SELECT lease, kind, key FROM lease_item"):
         if name in leases:
             leases[name].items.add((kind, key))
     return list(leases.values())
+
+
+def _time(value: object) -> int:
+    """One that is no number (damage) is long ago."""
+    return value if isinstance(value, int) else 0
 
 
 def hold(connection: sqlite3.Connection, name: str, now_ns: int, items: list[Item]) -> None:

@@ -7,6 +7,7 @@ import sqlite3
 
 from balenapy.core import wire
 from balenapy.core.network import Network
+from balenapy.errors import EngineError
 from balenapy.stores.db import Database
 
 
@@ -14,8 +15,14 @@ class NetworkStore:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._networks: dict[str, Network] = {}
-        for _, record in db.query("SELECT id, record FROM network ORDER BY id"):
-            network = wire.decode(Network, json.loads(str(record)))
+        for network_id, record in db.query("SELECT id, record FROM network ORDER BY id"):
+            try:
+                network = wire.decode(Network, json.loads(str(record)))
+                if network.id != network_id:
+                    raise ValueError("its record is another's")
+            except (EngineError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+                db.found_damaged("network", network_id, error)
+                continue
             self._networks[network.id] = network
 
     def all(self) -> list[Network]:

@@ -19,8 +19,10 @@ or `discard`. Journey of a container: `prepare`, `mounts`, `remove`.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import re
 import secrets
 import sqlite3
 from collections import Counter
@@ -39,6 +41,8 @@ from balenapy.stores.db import Database, Origin
 from balenapy.stores.trash import Trash
 
 log = logging.getLogger(__name__)
+
+_DIRECTORY_NAME = re.compile(r"[\w.-]+")
 
 Commit = Callable[[sqlite3.Connection], None]
 
@@ -114,6 +118,7 @@ class Snapshots:
         self._active: dict[str, ActiveSnapshot] = {}
         self._pins: Counter[str] = Counter()  # chain_ids that somebody reads at the moment
         self._unclaimed: list[Path] = []
+        self._strayed: list[str] = []  # directories in damaged rows
         self._unfinished: set[str] = set()  # directories without a row that somebody is writing
         self._load()
 
@@ -122,6 +127,11 @@ class Snapshots:
             "SELECT directory, kind, chain_id, key, parent, diff_id, size_bytes, disk_bytes FROM snapshot"
         )
         for directory, kind, chain_id, key, parent, diff_id, size_bytes, disk_bytes in rows:
+            why = _row_damage(directory, kind, chain_id, key, parent, diff_id)
+            if why:
+                self._db.found_damaged("layer", chain_id or key, why)
+                self._strayed.append(str(directory))
+                continue
             if kind == "active":
                 self._active[str(key)] = ActiveSnapshot(self._root / str(directory), str(key), str(parent))
                 continue
@@ -131,8 +141,8 @@ class Snapshots:
                 str(chain_id),
                 str(parent),
                 str(diff_id),
-                int(str(size_bytes)),
-                int(str(disk_bytes)),
+                size_bytes if isinstance(size_bytes, int) else 0,
+                disk_bytes if isinstance(disk_bytes, int) else 0,
             )
 
     # --- start
@@ -149,13 +159,16 @@ class Snapshots:
         known.update(active.path.name for active in self._active.values())
         with os.scandir(self._root) as entries:
             abandoned = [Path(entry.path) for entry in entries if entry.name not in known]
-        if self._db.origin is not Origin.KEPT:
+        lost = [layer for layer in self._layers.values() if not layer.diff.is_dir()]
+        if self._strayed:
+            self._db.transaction_nowait(self._delete_strayed)
+        if self._db.origin is not Origin.KEPT or self._strayed or lost:
             self._unclaimed = [path for path in abandoned if (path / LAYER_FILE).exists()]
             for path in abandoned:
                 if path not in self._unclaimed:
                     self.put_aside_nowait(path)
             abandoned = []
-            if not self._unclaimed:
+            if not self._unclaimed and self._db.origin is not Origin.KEPT:
                 self._db.settled_nowait()
         for path in abandoned:
             log.info("abandoned snapshot directory path=%s", path)
@@ -164,9 +177,12 @@ class Snapshots:
         for active in self._active.values():
             if _make_active(active):
                 log.warning("writable layer was missing and is empty now key=%s path=%s", active.key, active.path)
-        for layer in list(self._layers.values()):
-            if not layer.diff.is_dir():
-                self.quarantine_nowait(layer, "its files are missing")
+        for layer in lost:
+            self.quarantine_nowait(layer, "its files are missing")
+
+    def _delete_strayed(self, connection: sqlite3.Connection) -> None:
+        """What they were about is told by the sidecars in their directories, which are verified before they count."""
+        connection.executemany("DELETE FROM snapshot WHERE directory = ?", [(name,) for name in self._strayed])
 
     def quarantine_nowait(self, layer: Layer, why: str) -> None:
         """Put a damaged layer aside: nothing mounts it any more, the next pull of its image replaces it. Blocks."""
@@ -532,6 +548,22 @@ class Snapshots:
             for chain_id in chain_ids
             if chain_id in layers
         ]
+
+
+def _row_damage(directory: object, kind: object, chain_id: object, key: object, parent: object, diff_id: object) -> str:
+    """What is wrong with a row by itself: a layer's names follow from each other."""
+    if not (isinstance(directory, str) and isinstance(parent, str) and _DIRECTORY_NAME.fullmatch(directory)):
+        return "its directory is no name"
+    if kind == "active":
+        return "" if isinstance(key, str) else "it has no key"
+    if kind not in ("committed", "corrupt"):
+        return "it is of no kind"
+    if not isinstance(chain_id, str) or not isinstance(diff_id, str):
+        return "it has no name"
+    if not (diff_id.startswith("sha256:") and len(diff_id) == 71) and not chain_id.startswith("sha256:"):
+        return ""  # no digests: nothing follows from them
+    above = f"sha256:{hashlib.sha256(f'{parent} {diff_id}'.encode()).hexdigest()}" if parent else diff_id
+    return "" if above == chain_id else "its names do not fit each other"
 
 
 def has_layer(connection: sqlite3.Connection, chain_id: str) -> bool:

@@ -20,7 +20,7 @@ import trio
 
 from balenapy.core import wire
 from balenapy.core.volume import Volume
-from balenapy.errors import SystemFailure
+from balenapy.errors import EngineError, SystemFailure
 from balenapy.linux import durable
 from balenapy.stores.db import Database
 from balenapy.stores.trash import Trash
@@ -46,8 +46,16 @@ class VolumeStore:
             raise SystemFailure(f"cannot use {self._root}: {error.strerror}") from error
 
     def _load(self) -> None:
-        for _, record in self._db.query("SELECT name, record FROM volume ORDER BY name"):
-            volume = wire.decode(Volume, json.loads(str(record)))
+        for name, record in self._db.query("SELECT name, record FROM volume ORDER BY name"):
+            try:
+                volume = wire.decode(Volume, json.loads(str(record)))
+                if volume.name != name:
+                    raise ValueError("its record is another's")
+            except (EngineError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+                self._db.found_damaged("volume", name, error)
+                if not (self._root / str(name) / "_data").is_dir():
+                    continue
+                volume = Volume(str(name), created_ns=0)  # what people care about is there
             (self._tombstones if volume.removed_ns else self._volumes)[volume.name] = volume
         # They were renamed before the last stop, or a power cut brought them back.
         self._trash.discard_nowait(*(self._root / name for name in self._tombstones))
