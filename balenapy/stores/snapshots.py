@@ -37,6 +37,7 @@ import trio
 from balenapy.core.sidecar import LAYER_FILE
 from balenapy.errors import Conflict, DataLoss, NotFound, SystemFailure
 from balenapy.linux import durable, syscalls
+from balenapy.stores.content import file_error
 from balenapy.stores.db import Database, Origin
 from balenapy.stores.trash import Trash
 
@@ -284,6 +285,7 @@ class Snapshots:
 
         Args:
             sidecars: files to put beside the layer's own, so that it can be told without a row (core/sidecar).
+        Raises: SystemFailure, NoSpace.
         Cancellation: nothing is left.
         """
         path = self._root / secrets.token_hex(8)
@@ -298,8 +300,10 @@ class Snapshots:
         self._unfinished.add(path.name)
         try:
             await trio.to_thread.run_sync(make, limiter=self._limiter)
-        except BaseException:
-            self._unfinished.discard(path.name)
+        except BaseException as error:
+            await self.discard(path)
+            if isinstance(error, OSError):
+                raise file_error(f"cannot make {path}", error) from error
             raise
         return path
 
@@ -421,7 +425,7 @@ class Snapshots:
                 if fill is not None:
                     fill(active.init)
             except OSError as error:
-                raise SystemFailure(f"cannot make {active.path}: {error.strerror}") from error
+                raise file_error(f"cannot make {active.path}", error) from error
 
         def apply(_: None) -> None:
             self._active[key] = active
