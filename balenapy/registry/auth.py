@@ -328,6 +328,11 @@ class Authorizer:
         return _Token(value, trio.current_time() + lasts)
 
 
+def basic_authorization(auth: AuthConfig) -> dict[str, str]:
+    """The header of Basic authorization."""
+    return {"Authorization": _basic(auth)}
+
+
 def _basic(auth: AuthConfig) -> str:
     pair = f"{auth.username}:{auth.password}".encode()
     return f"Basic {base64.b64encode(pair).decode()}"

@@ -22,7 +22,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, quote_plus, urljoin, urlsplit
 
 import trio
 
@@ -36,7 +36,14 @@ from balenapy.core.manifest import (
 )
 from balenapy.core.reference import DEFAULT_DOMAIN, LEGACY_DEFAULT_DOMAIN, Reference
 from balenapy.errors import DataLoss, EngineError, InvalidParameter, Unauthorized
-from balenapy.registry.auth import SMALL_ATTEMPTS, AuthConfig, Authorizer, bearer_of, challenges_of
+from balenapy.registry.auth import (
+    SMALL_ATTEMPTS,
+    AuthConfig,
+    Authorizer,
+    basic_authorization,
+    bearer_of,
+    challenges_of,
+)
 from balenapy.registry.errors import RegistryError, error_of_answer, pull_error, reason_phrase
 from balenapy.registry.http import HTTP, Answer, RetryBudget
 from balenapy.registry.tls import CERTIFICATE_DIRECTORIES
@@ -50,6 +57,7 @@ DOCKER_HUB_SERVER = (
 )
 PING_TIMEOUT_S = 15  # registry/auth.go PingV2Registry
 ERROR_BODY_MAX_BYTES = 64 << 10
+SEARCH_ANSWER_MAX_BYTES = 1 << 20  # 100 entries at most
 TAGS_MAX = 10_000
 TAGS_PAGES_MAX = 200
 
@@ -178,6 +186,42 @@ class Registry:
                 log.info("login endpoint=%s error=%s", endpoint.url, error.message)
         assert refused is not None  # there is always one endpoint
         raise Unauthorized(refused.message) if refused.code == "UNAUTHORIZED" else refused
+
+    async def search(
+        self, term: str, limit: int, auth: AuthConfig | None = None, *, upstream_client: str = ""
+    ) -> object:
+        """What a registry's v1 search says of a term, which may begin with the registry's host.
+
+        Raises:
+            RegistryError: `Unexpected status code 404`, or nothing answered.
+
+        Source: moby registry/service.go Search, registry/session.go SearchRepositories.
+        """
+        host, slash, rest = term.partition("/")
+        if not slash or not ("." in host or ":" in host or host == "localhost"):
+            host, rest = LEGACY_DEFAULT_DOMAIN, term
+        if host == LEGACY_DEFAULT_DOMAIN:
+            rest = rest.removeprefix("library/")
+        headers = {"X-Docker-Token": "true"}
+        if auth is not None and auth.username and not auth.identitytoken:
+            headers |= basic_authorization(auth)
+        make = self._maker(upstream_client, None)
+        refused: RegistryError | None = None
+        for endpoint in await self._endpoints(host):
+            if refused is not None and not refused.no_answer:
+                break
+            url = f"{endpoint.url}/v1/search?q={quote_plus(rest)}&n={limit}"
+            try:
+                async with make(endpoint) as http, http.request("GET", url, headers) as answer:
+                    if answer.status != 200:
+                        raise RegistryError(f"Unexpected status code {answer.status}", status=answer.status)
+                    return json.loads(await answer.read(SEARCH_ANSWER_MAX_BYTES))
+            except RegistryError as error:
+                refused = error
+            except (ValueError, RecursionError) as error:
+                raise RegistryError(f"unable to decode search results: {error}", status=200) from error
+        assert refused is not None  # there is always one endpoint
+        raise refused
 
     async def _endpoints(self, domain: str, *, mirrors: bool = True) -> tuple[Endpoint, ...]:
         if domain == DEFAULT_DOMAIN:

@@ -1,4 +1,4 @@
-"""Images: create (pull, import), list, inspect, history, tag, delete, prune, save, load, push."""
+"""Images: create (pull, import), list, inspect, history, tag, delete, prune, save, load, push, search."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from balenapy.engine.imports import check_import, import_image
 from balenapy.engine.load import load
 from balenapy.engine.push import credentials
 from balenapy.engine.save import choose_images, save
+from balenapy.engine.search import DEFAULT_LIMIT, search
+from balenapy.engine.search import FILTERS as SEARCH_FILTERS
 from balenapy.errors import EngineError, InvalidParameter, SystemFailure
 
 if TYPE_CHECKING:
@@ -144,7 +146,16 @@ def register(app: App, engine: Engine) -> None:
 
         return stream_response(produce, "application/json")
 
+    async def search_registry(request: Request) -> Response:
+        limit = query.integer(request.args, "limit", DEFAULT_LIMIT)
+        filters = parse_filters(request.args.get("filters", ""), SEARCH_FILTERS)
+        auth = request.headers.get("X-Registry-Auth", "")
+        client = request.headers.get("User-Agent", "")
+        found = await search(engine, request.args.get("term", ""), limit, filters, auth, upstream_client=client)
+        return json_response(found)
+
     route(app, "GET", "/images/json", summaries)
+    route(app, "GET", "/images/search", search_registry)
     route(app, "GET", "/images/get", save_many)
     route(app, "POST", "/images/load", load_archive)
     route(app, "GET", "/images/<path:name>/get", save_one)
