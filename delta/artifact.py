@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,6 @@ CONFIG_TYPE = "application/vnd.balenapy.image.delta.config.v1+json"
 LAYER_TYPE = "application/vnd.balenapy.layer.delta.v1"
 BASE_ANNOTATION = "vnd.balenapy.delta.base"  # config digest (image ID) of the base
 TARGET_ANNOTATION = "vnd.balenapy.delta.target"  # config digest of the target
-LAYER_ANNOTATION = "vnd.balenapy.delta.layer"  # which layer of the target, from 0
 VERSION = 1
 
 
@@ -74,6 +73,11 @@ class Delta:
         return blob_path(self.path, self.layers[layer])
 
 
+def missing_layers(base_diff_ids: Sequence[str], target_diff_ids: Sequence[str]) -> list[int]:
+    """The layers of a target that its base does not have: those that a delta has blobs for, in this order."""
+    return [number for number, diff_id in enumerate(target_diff_ids) if diff_id not in base_diff_ids]
+
+
 def make(
     old: Image,
     new: Image,
@@ -86,17 +90,14 @@ def make(
     layers, reports = [], []
     with ExitStack() as stack:
         index: BaseIndex | None = None
-        for number, diff_id in enumerate(new.diff_ids):
-            if diff_id in old.diff_ids:
-                continue
+        for number in missing_layers(old.diff_ids, new.diff_ids):
             if index is None:
                 index = BaseIndex(TarBase([stack.enter_context(open_layer(old, n)) for n in range(len(old.layers))]))
             with open_layer(new, number) as target:
                 total = target.total
                 maker = LayerMaker(index, old.diff_ids, target, settings)
                 made = maker.make(lambda done, number=number, total=total: progress(number, done, total))  # type: ignore[misc]
-            descriptor = {"mediaType": LAYER_TYPE, "digest": writer.blob(made.data), "size": len(made.data)}
-            layers.append({**descriptor, "annotations": {LAYER_ANNOTATION: str(number)}})
+            layers.append({"mediaType": LAYER_TYPE, "digest": writer.blob(made.data), "size": len(made.data)})
             reports.append(LayerReport(number, total, new.blob_bytes(number), len(made.data), made.lines))
     config = compact(
         {
@@ -144,12 +145,11 @@ def open_delta(path: Path) -> Delta:
         manifest = parse_json(read_blob(path, entry["digest"]), f"{path}: manifest")
         config = parse_json(read_blob(path, manifest["config"]["digest"]), f"{path}: config")
         annotations = manifest["annotations"]
-        layers = {}
-        for layer in manifest["layers"]:
-            number = int(layer["annotations"][LAYER_ANNOTATION])
-            if not 0 <= number < len(config["targetDiffIds"]) or layer["mediaType"] != LAYER_TYPE:
-                raise Malformed(f"{path}: no such layer: {number}")
-            layers[number] = str(layer["digest"])
+        missing = missing_layers(config["baseDiffIds"], config["targetDiffIds"])
+        blobs = [str(layer["digest"]) for layer in manifest["layers"] if layer["mediaType"] == LAYER_TYPE]
+        if len(blobs) != len(missing):
+            raise Malformed(f"{path}: {len(blobs)} blobs for {len(missing)} layers")
+        layers = dict(zip(missing, blobs, strict=True))
         return Delta(
             path,
             str(annotations[BASE_ANNOTATION]),

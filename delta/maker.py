@@ -16,6 +16,7 @@ judged by a quick compression and a factor found on real layers.
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -43,16 +44,17 @@ FRAME_TABLES_BYTES = 80  # what a frame spends on tables
 MIN_FRAMED_COST = 48
 MAX_FRAME_FILES = 4096
 LARGE_BYTES = 4 << 20
-REWRITTEN_PART = 6
+REWRITTEN_PART = 16
 # bsdiff's suffix array takes some 16 bytes a byte of the old file.
 MAX_BSDIFF_BYTES = 160 << 20
 FAST_BSDIFF_BYTES = 1 << 20
 _READ_BYTES = 1 << 20
+_ZERO_RUN = re.compile(rb"\0{8,}")
 # (lc, lp, pb) worth trying, by section.
 PROPERTIES = {
     sections.META: ((3, 0, 0), (0, 0, 0)),
     sections.CONTROL: ((3, 0, 0), (0, 0, 0)),
-    sections.DIFF: ((3, 0, 0), (0, 2, 2)),
+    sections.DIFF: ((3, 0, 0),),
     sections.EXTRA: ((3, 0, 0), (0, 2, 2)),
     sections.LITERAL: ((3, 0, 0),),
 }
@@ -163,9 +165,9 @@ def frame_parts(old_bytes: int, new_bytes: int) -> Iterator[tuple[int, int, int,
         yield start, size, min(max(0, middle - length // 2), old_bytes - length), length
 
 
-def _quick(*parts: bytes) -> int:
-    """About what parts take when they are compressed in company."""
-    data = b"".join(parts)
+def _quick(data: bytes) -> int:
+    """About what bytes take when they are compressed in company, where a long run of zeros is next to nothing."""
+    data = _ZERO_RUN.sub(b"\0\0\0\0", data)
     if len(data) < 1 << 16:
         return max(0, len(zlib.compress(data, 9, -15)) - 4)
     return len(zstandard.ZstdCompressor(level=9).compress(data))
@@ -181,7 +183,7 @@ def choose(old: bytes | None, new: bytes, source: Place | None, settings: Settin
         FAST_BSDIFF_BYTES if settings.fast else MAX_BSDIFF_BYTES
     ):
         found = bsdiff(old, new)
-        cost = _quick(found.diff) + _quick(found.extra) + _quick(encode_control(found.triples[:-1]))
+        cost = _quick(found.diff) + _quick(found.extra) + _quick(encode_control(found.triples[:-1])) + 6
         if cost < best.cost_bytes:
             best = Content("bsdiff", source, bsdiff=found, cost_bytes=cost)
     # Frames of a large file take long, and only a file that was rewritten is smaller by them.
