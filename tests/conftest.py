@@ -6,12 +6,19 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.compat import images
 from tests.engine_process import DOCKER, EngineProcess, running_engine, wait_until
 from tests.leftovers import Leftovers, leftovers, open_descriptors, wait_for_no_leftovers
 from tests.registry_process import running_registry
+
+# A loaded machine is slow at everything: only what is wrong may fail a property.
+hypothesis.settings.register_profile(
+    "suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
+hypothesis.settings.load_profile("suite")
 
 IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
