@@ -21,6 +21,8 @@ READ_SIZE = 64 * 1024
 class ClientError(Exception):
     """What the command line prints before it exits with a failure."""
 
+    exit_code = 0  # of the process; 0: the usual one
+
 
 class EngineAnswer(ClientError):
     """The engine answered with an error status."""

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from balenapy.cli.client import Client, ClientError, EngineAnswer
-from balenapy.cli.format import age, ellipsis, human_size, ports, short_id, table
-from balenapy.cli.images import parse_filters, pull
+from balenapy.cli.format import age, ellipsis, human_size, moment, ports, print_rows, render, short_id, table
+from balenapy.cli.images import parse_filters, pull, split_reference
 from balenapy.cli.system import parse_moment
 from balenapy.cli.terminal import Frames, join, on_resize, raw_terminal, window_size
 
@@ -32,7 +32,8 @@ DURATION_UNITS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9
 
 def add_verbs(verbs: Any) -> None:
     for name, text in (("run", "create a container and run it"), ("create", "create a container")):
-        verb = verbs.add_parser(name, help=text)
+        verb = verbs.add_parser(name, help=text, add_help=False)  # -h is the hostname
+        verb.add_argument("--help", action="help")
         _add_create_options(verb)
         if name == "run":
             verb.add_argument("-d", "--detach", action="store_true")
@@ -48,6 +49,7 @@ def add_verbs(verbs: Any) -> None:
     ps.add_argument("-l", "--latest", action="store_true")
     ps.add_argument("-f", "--filter", action="append", default=[])
     ps.add_argument("--no-trunc", action="store_true")
+    ps.add_argument("--format", default="")
     ps.set_defaults(run=run_ps)
 
     logs = verbs.add_parser("logs", help="what a container wrote")
@@ -81,8 +83,12 @@ def add_verbs(verbs: Any) -> None:
     attach.set_defaults(run=run_attach)
 
     start = verbs.add_parser("start", help="start containers")
+    start.add_argument("-a", "--attach", action="store_true")
+    start.add_argument("-i", "--interactive", action="store_true")
+    start.add_argument("--detach-keys", default="")
+    start.add_argument("--sig-proxy", type=_boolean, default=True)
     start.add_argument("container", nargs="+")
-    start.set_defaults(run=_each(lambda client, name, options: client.call("POST", f"/containers/{name}/start")))
+    start.set_defaults(run=run_start)
 
     for verb_name, text in (("stop", "stop containers"), ("restart", "restart containers")):
         verb = verbs.add_parser(verb_name, help=text)
@@ -104,13 +110,7 @@ def add_verbs(verbs: Any) -> None:
     rm.add_argument("-f", "--force", action="store_true")
     rm.add_argument("-v", "--volumes", action="store_true")
     rm.add_argument("container", nargs="+")
-    rm.set_defaults(
-        run=_each(
-            lambda client, name, options: client.call(
-                "DELETE", f"/containers/{name}", {"force": options.force, "v": options.volumes}
-            )
-        )
-    )
+    rm.set_defaults(run=run_rm)
 
     wait = verbs.add_parser("wait", help="wait until containers stop, print their exit codes")
     wait.add_argument("container", nargs="+")
@@ -118,6 +118,7 @@ def add_verbs(verbs: Any) -> None:
 
     inspect = verbs.add_parser("inspect", help="all that is known of containers or images, as JSON")
     inspect.add_argument("-s", "--size", action="store_true")
+    inspect.add_argument("-f", "--format", default="")
     inspect.add_argument("--type", choices=("container", "image", "network", "volume"), default="")
     inspect.add_argument("name", nargs="+")
     inspect.set_defaults(run=run_inspect)
@@ -174,7 +175,19 @@ def _each(
     return run
 
 
-# run and create
+def run_rm(client: Client, options: argparse.Namespace) -> int:
+    def remove(client: Client, name: str, options: argparse.Namespace) -> None:
+        try:
+            client.call("DELETE", f"/containers/{name}", {"force": options.force, "v": options.volumes})
+        except EngineAnswer as error:
+            if not (options.force and error.status == 404):
+                raise
+            print(error, file=sys.stderr)  # it is not there, as was wanted
+
+    return _each(remove)(client, options)
+
+
+# run, create and start
 
 
 def _add_create_options(verb: argparse.ArgumentParser) -> None:
@@ -197,7 +210,7 @@ def _add_create_options(verb: argparse.ArgumentParser) -> None:
     add("--network-alias", **many)
     add("--ip", default="")
     add("--mac-address", default="")
-    add("--hostname", default="")
+    add("-h", "--hostname", default="")
     add("--add-host", **many)
     add("--dns", **many)
     add("--dns-search", **many)
@@ -477,8 +490,10 @@ def _create(client: Client, options: argparse.Namespace, *, detached: bool) -> s
     except EngineAnswer as error:
         if error.status != 404 or "No such image" not in error.message:
             raise
-        print(f"Unable to find image '{options.image}' locally", file=sys.stderr)
-        _pull_quietly(client, options.image)
+        name, tag = split_reference(options.image)
+        image = f"{name}{'@' if ':' in tag else ':'}{tag}"
+        print(f"Unable to find image '{image}' locally", file=sys.stderr)
+        _pull_quietly(client, image)
         answer = client.call("POST", "/containers/create", query, body)
     for warning in answer.get("Warnings") or []:
         print(f"WARNING: {warning}", file=sys.stderr)
@@ -504,21 +519,23 @@ def run_create(client: Client, options: argparse.Namespace) -> int:
 
 def run_run(client: Client, options: argparse.Namespace) -> int:
     if options.tty and options.interactive and not options.detach and not os.isatty(0):
-        raise ClientError("the input device is not a TTY")
+        refused = ClientError("the input device is not a TTY")
+        refused.exit_code = 1
+        raise refused
     container = _create(client, options, detached=options.detach)
     if options.detach:
-        _start(client, container, options.rm)
+        _start(client, container)
         print(container)
         return 0
     stream = _attach(client, container, stdin=options.interactive, detach_keys=options.detach_keys)
     condition = "removed" if options.rm else "next-exit"
     exit_code = _ExitCode(client, container, condition)
     try:
-        _start(client, container, options.rm)
+        _start(client, container)
     except EngineAnswer as error:
         # docker's codes: 126 cannot be executed, 127 not found, 125 anything else.
         text = error.message.lower()
-        error.exit_code = (  # type: ignore[attr-defined]
+        error.exit_code = (
             127
             if "executable file not found" in text or "no such file or directory" in text
             else 126
@@ -531,7 +548,25 @@ def run_run(client: Client, options: argparse.Namespace) -> int:
         return exit_code.after_stream()
 
 
-def _start(client: Client, container: str, remove_on_failure: bool) -> None:
+def run_start(client: Client, options: argparse.Namespace) -> int:
+    if not (options.attach or options.interactive):
+        return _each(lambda client, name, options: client.call("POST", f"/containers/{name}/start"))(client, options)
+    if len(options.container) > 1:
+        raise ClientError("you cannot start and attach multiple containers at once")
+    found = client.call("GET", f"/containers/{options.container[0]}/json")
+    container, is_tty = found["Id"], found["Config"]["Tty"]
+    stdin = options.interactive and found["Config"]["OpenStdin"]
+    if found["State"]["Running"]:
+        raise ClientError("you cannot start and attach a container that runs: use attach")
+    stream = _attach(client, container, stdin=stdin, detach_keys=options.detach_keys)
+    exit_code = _ExitCode(client, container, "removed" if found["HostConfig"]["AutoRemove"] else "next-exit")
+    _start(client, container)
+    with _proxied_signals(client, container, options.sig_proxy and not is_tty):
+        _join(client, f"/containers/{container}/resize", stream, stdin, is_tty)
+        return exit_code.after_stream()
+
+
+def _start(client: Client, container: str) -> None:
     client.call("POST", f"/containers/{container}/start")
 
 
@@ -643,7 +678,8 @@ def run_exec(client: Client, options: argparse.Namespace) -> int:
 
 def run_ps(client: Client, options: argparse.Namespace) -> int:
     limit = 1 if options.latest else options.last
-    query: dict[str, Any] = {"all": options.all, "size": options.size, "filters": parse_filters(options.filter)}
+    size = options.size or ".Size" in options.format
+    query: dict[str, Any] = {"all": options.all, "size": size, "filters": parse_filters(options.filter)}
     if limit > 0:
         query["limit"] = limit
     rows = []
@@ -656,14 +692,32 @@ def run_ps(client: Client, options: argparse.Namespace) -> int:
         if image.startswith("sha256:") and not options.no_trunc:
             image = short_id(image)
         command = one["Command"] if options.no_trunc else ellipsis(one["Command"], 20)
-        names = ",".join(name.lstrip("/") for name in one["Names"] if name.count("/") == 1)
-        row = [identifier, image, f'"{command}"', age(one["Created"]), one["Status"], ports(one["Ports"]), names]
-        if options.size:
-            row.append(f"{human_size(one.get('SizeRw', 0), 3)} (virtual {human_size(one.get('SizeRootFs', 0), 3)})")
-        rows.append(row)
+        mounts = [mount.get("Name") or mount["Source"] for mount in one["Mounts"]]
+        rows.append({
+            "ID": identifier,
+            "Image": image,
+            "Command": f'"{command}"',
+            "CreatedAt": moment(one["Created"]),
+            "RunningFor": age(one["Created"]),
+            "State": one["State"],
+            "Status": one["Status"],
+            "Ports": ports(one["Ports"]),
+            "Names": ",".join(name.lstrip("/") for name in one["Names"] if name.count("/") == 1),
+            "Labels": ",".join(f"{key}={value}" for key, value in (one["Labels"] or {}).items()),
+            "Networks": ",".join(one["NetworkSettings"]["Networks"]),
+            "Mounts": ",".join(mounts if options.no_trunc else (ellipsis(mount, 15) for mount in mounts)),
+            "LocalVolumes": str(sum(mount.get("Driver") == "local" for mount in one["Mounts"])),
+            "Size": f"{human_size(one.get('SizeRw', 0), 3)} (virtual {human_size(one.get('SizeRootFs', 0), 3)})",
+        })  # fmt: skip
+    columns = ["ID", "Image", "Command", "RunningFor", "Status", "Ports", "Names", *(["Size"] if options.size else [])]
     if not options.quiet:
-        header = ["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAMES"]
-        print(table(header + (["SIZE"] if options.size else []), rows))
+        titles = {
+            "ID": "CONTAINER ID",
+            "RunningFor": "CREATED",
+            "CreatedAt": "CREATED AT",
+            "LocalVolumes": "LOCAL VOLUMES",
+        }
+        print_rows(rows, columns, titles, options.format)
     return 0
 
 
@@ -716,7 +770,11 @@ def run_inspect(client: Client, options: argparse.Namespace) -> int:
         else:
             print(f"Error: No such {options.type or 'object'}: {name}", file=sys.stderr)
             code = 1
-    print(json.dumps(found, indent=4, ensure_ascii=False))
+    if options.format:
+        for one in found:
+            print(render("{{json .}}" if options.format == "json" else options.format, one))
+    else:
+        print(json.dumps(found, indent=4, ensure_ascii=False))
     return code
 
 

@@ -11,7 +11,8 @@ from datetime import datetime
 from typing import Any
 
 from balenapy.cli.client import Client, ClientError, EngineAnswer
-from balenapy.cli.format import age, ellipsis, human_size, short_id, table
+from balenapy.cli.format import age, ellipsis, human_size, moment, print_rows, short_id, table
+from balenapy.core.reference import parse_reference
 
 
 def add_verbs(verbs: Any) -> None:
@@ -28,6 +29,7 @@ def add_verbs(verbs: Any) -> None:
     images.add_argument("-f", "--filter", action="append", default=[])
     images.add_argument("--no-trunc", action="store_true")
     images.add_argument("--digests", action="store_true")
+    images.add_argument("--format", default="")
     images.add_argument("repository", nargs="?")
     images.set_defaults(run=run_images)
 
@@ -159,8 +161,8 @@ def pull(client: Client, reference: str, *, all_tags: bool = False, quiet: bool 
     lines = ProgressLines(quiet)
     for line in response.objects():
         lines.show(line)
-    if quiet:
-        print(reference)
+    parsed = parse_reference(reference)
+    print(parsed.name if all_tags else parsed.with_default_tag().canonical())
     return 0
 
 
@@ -172,22 +174,24 @@ def run_images(client: Client, options: argparse.Namespace) -> int:
     rows = []
     for image in found:
         identifier = image["Id"] if options.no_trunc else short_id(image["Id"])
-        if options.quiet:
-            rows.append([identifier])
-            continue
         digests = dict(one.split("@", 1) for one in image["RepoDigests"] or [])
         for tagged in image["RepoTags"] or [f"{name}:<none>" for name in digests] or ["<none>:<none>"]:
+            if options.quiet:
+                print(identifier)
+                continue
             repository, _, tag = tagged.rpartition(":")
-            row = [repository, tag, identifier, age(image["Created"]), human_size(image["Size"], 3)]
-            if options.digests:
-                row.insert(2, digests.get(repository, "<none>"))
-            rows.append(row)
-    if options.quiet:
-        for identifier in dict.fromkeys(row[0] for row in rows):
-            print(identifier)
-        return 0
-    header = ["REPOSITORY", "TAG", *(["DIGEST"] if options.digests else []), "IMAGE ID", "CREATED", "SIZE"]
-    print(table(header, rows))
+            rows.append({
+                "Repository": repository,
+                "Tag": tag,
+                "Digest": digests.get(repository, "<none>"),
+                "ID": identifier,
+                "CreatedSince": age(image["Created"]),
+                "CreatedAt": moment(image["Created"]),
+                "Size": human_size(image["Size"], 3),
+            })  # fmt: skip
+    columns = ["Repository", "Tag", *(["Digest"] if options.digests else []), "ID", "CreatedSince", "Size"]
+    if not options.quiet:
+        print_rows(rows, columns, {"ID": "IMAGE ID", "CreatedSince": "CREATED"}, options.format)
     return 0
 
 

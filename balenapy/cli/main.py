@@ -13,15 +13,27 @@ from typing import NoReturn
 from balenapy.cli.client import Client, ClientError
 from balenapy.version import ENGINE_VERSION
 
-USAGE_ERROR = 125  # docker's exit code for wrong usage and for errors of the engine under `run`
+USAGE_ERROR = 125  # docker's exit code for unknown flags, bad values and for errors of the engine under `run`
+# docker's verbs by the object they are about; all others have the same name there.
+GROUPS = {
+    "container": {"ls": "ps", "list": "ps", "remove": "rm"},
+    "image": {"ls": "images", "list": "images", "rm": "rmi", "remove": "rmi"},
+}
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        unknown = re.match(r"unrecognized arguments: (\S+)", message)
-        text = f"unknown flag: {unknown[1]}" if unknown else message
-        print(f"{text}\nSee '{self.prog} --help'.", file=sys.stderr)
-        sys.exit(USAGE_ERROR)
+        code = USAGE_ERROR
+        if unknown := re.match(r"unrecognized arguments: (\S+)", message):
+            message = f"unknown flag: {unknown[1]}"
+            if not unknown[1].startswith("-"):
+                message, code = f"'{self.prog}' does not take the argument {unknown[1]!r}", 1
+        elif verb := re.match(r"argument VERB: invalid choice: '(.*?)'", message):
+            message, code = f"unknown command: {self.prog} {verb[1]}", 1
+        elif message.startswith("the following arguments are required: "):
+            message, code = f"'{self.prog}' requires {message.partition(': ')[2]}", 1
+        print(f"{message}\nSee '{self.prog} --help'.", file=sys.stderr)
+        sys.exit(code)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,19 +54,30 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; the result is the process's exit code."""
-    options = build_parser().parse_args(arguments)
+    options = build_parser().parse_args(_without_group(sys.argv[1:] if arguments is None else arguments))
     try:
         code = options.run(Client(options.host), options)
         sys.stdout.flush()
     except ClientError as error:
         print(f"balenapy: {error}" if options.verb in ("run",) else error, file=sys.stderr)
-        return getattr(error, "exit_code", None) or (USAGE_ERROR if options.verb == "run" else 1)
+        return error.exit_code or (USAGE_ERROR if options.verb == "run" else 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return int(code or 0)
+
+
+def _without_group(arguments: Sequence[str]) -> Sequence[str]:
+    """`container ls` -> `ps`."""
+    for index, word in enumerate(arguments[:-1]):
+        if word in GROUPS and (index == 0 or arguments[0] in ("-H", "--host") or arguments[0].startswith("--host=")):
+            verb = arguments[index + 1]
+            return [*arguments[:index], GROUPS[word].get(verb, verb), *arguments[index + 2 :]]
+        if index >= 2:
+            break
+    return arguments
 
 
 if __name__ == "__main__":
