@@ -160,18 +160,23 @@ class Content:
         if record is None:
             return
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(_unlink, self._root / record.file_name, limiter=self._limiter)
+            try:
+                await trio.to_thread.run_sync(_unlink, self._root / record.file_name, limiter=self._limiter)
+            except OSError as error:  # the row is gone: the next start finds the file again
+                log.error("cannot delete staged bytes digest=%s error=%s", digest, error)
 
     async def drop(self, digest: Digest) -> None:
         """Delete an ingest: its bytes are wrong, or nobody wants them.
 
         The file goes before its row: on a full disk there is no room for a transaction while it is there, and a
         row without a file says no more than that nothing is staged.
+
+        Raises: SystemFailure, when the disk refuses either.
         """
         record = self._records.get(str(digest))
         with trio.CancelScope(shield=True):
             if record is not None and not self.is_open(digest):
-                await trio.to_thread.run_sync(_unlink, self._root / record.file_name, limiter=self._limiter)
+                await self.run_file(f"cannot delete staged {digest}", partial(_unlink, self._root / record.file_name))
             await self._db.transaction(lambda connection: self.delete(connection, digest))
             await self.deleted(digest)
 
