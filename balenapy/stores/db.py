@@ -96,7 +96,6 @@ MIGRATIONS: tuple[str, ...] = (
 )
 
 
-# Every table, each read once at start: a name that is damaged in the schema shows there.
 TABLES = tuple(
     line.split("(")[0].split()[-1] for script in MIGRATIONS for line in script.splitlines() if "CREATE TABLE" in line
 )
@@ -331,6 +330,23 @@ def _text(data: bytes) -> str:
     return data.decode(errors="replace")
 
 
+def _columns(connection: sqlite3.Connection) -> list[object]:
+    """Every column of every table. Each table is read once: what is damaged in the schema shows here."""
+    for table in TABLES:
+        connection.execute(f"SELECT * FROM {table} LIMIT 1").fetchall()
+    return [connection.execute(f"PRAGMA table_info({table})").fetchall() for table in TABLES]
+
+
+def _intended_columns() -> list[object]:
+    fresh = sqlite3.connect(":memory:", isolation_level=None)
+    try:
+        for script in MIGRATIONS:
+            fresh.executescript(script)
+        return _columns(fresh)
+    finally:
+        fresh.close()
+
+
 def _mend_indexes(connection: sqlite3.Connection, path: Path) -> None:
     """A bit that flips in a value leaves its index behind: rows are the truth, the index is made anew."""
     problems = connection.execute("PRAGMA integrity_check(3)").fetchall()
@@ -389,8 +405,8 @@ def _open(path: Path) -> sqlite3.Connection:
             raise _Newer(f"{path} is of version {version}, this engine knows up to {len(MIGRATIONS)}")
         for number in range(version, len(MIGRATIONS)):
             connection.executescript(f"BEGIN; {MIGRATIONS[number]}; PRAGMA user_version={number + 1}; COMMIT;")
-        for table in TABLES:
-            connection.execute(f"SELECT * FROM {table} LIMIT 1").fetchall()
+        if _columns(connection) != _intended_columns():
+            raise _Damaged("its tables are not ours")
         _mend_indexes(connection, path)
     except sqlite3.Error as error:
         connection.close()
