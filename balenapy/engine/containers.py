@@ -798,8 +798,10 @@ class _InitLayer:
             self._make_directory(root, name)
         for name in self.FILES:
             fd = os.open(root / name, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o755)
-            os.fchmod(fd, 0o755)
-            os.close(fd)
+            try:
+                os.fchmod(fd, 0o755)
+            finally:
+                os.close(fd)
         for name, target in self.LINKS:
             if not os.path.lexists(root / name):
                 os.symlink(target, root / name)
