@@ -35,6 +35,7 @@ from balenapy.core.ociconfig import build_env, find_user, merge_env
 from balenapy.engine.attach import STDIN_CHUNK_BYTES, AttachOptions, Client
 from balenapy.engine.bundles import read_in_rootfs
 from balenapy.errors import Conflict, EngineError, InvalidParameter, NotFound, SystemFailure
+from balenapy.linux import durable
 from balenapy.linux.conmon import STDERR, STDOUT, runtime_message
 from balenapy.linux.process import TOOL_ENV, Child, ProcessHandle
 from balenapy.linux.runtime import familiar_message, start_failure
@@ -85,6 +86,14 @@ class Execs:
         self._engine = engine
         self._execs: dict[str, Exec] = {}
         self._root = engine.config.exec_root / "execs"
+
+    def recover(self) -> None:
+        """Those of an engine that was killed are known to nobody: their processes go on, their directories go.
+
+        Blocks. Raises: SystemFailure.
+        """
+        if self._root.exists():
+            durable.remove_tree(self._root)
 
     # -- records --
 

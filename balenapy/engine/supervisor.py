@@ -690,6 +690,7 @@ class Supervisors:
                     await self._clean_up(container, kill=True)
             except EngineError as error:
                 log.error("cannot recover container=%s error=%s", container.short_id, error.message)
+        self._engine.execs.recover()
         for container_id in set(self._bundles.all_ids()) - known:
             log.info("removing what is left of a container without a row id=%s", container_id[:12])
             await self._clean_up(Container(id=container_id), kill=True)

@@ -65,6 +65,21 @@ async def test_a_running_container_is_adopted_and_loses_no_line(tmp_path: Path) 
 
 
 @trio_test
+async def test_execs_of_a_killed_engine_leave_no_directory(tmp_path: Path) -> None:
+    async with _roots(tmp_path) as roots:
+        async with open_engine(*roots) as rig:
+            container = await rig.run("sleep", "1000")
+            left = rig.execs._root / ("1" * 64)
+            left.mkdir(parents=True)
+            (left / "process.json").write_text("{}")
+        async with open_engine(*roots) as rig:
+            assert not left.exists()
+            _, output = await rig.exec(_only(rig), "echo", "still here")
+            assert frames(output) == {1: b"still here\n"}
+            assert container.id == _only(rig).id
+
+
+@trio_test
 async def test_an_exit_that_nobody_saw_has_its_code_and_its_output(tmp_path: Path) -> None:
     async with _roots(tmp_path) as roots:
         async with open_engine(*roots) as rig:
