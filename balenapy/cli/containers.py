@@ -159,14 +159,14 @@ def _stopper(verb: str) -> Callable[[Client, str, argparse.Namespace], object]:
 def _each(
     act: Callable[[Client, str, argparse.Namespace], object],
 ) -> Callable[[Client, argparse.Namespace], int]:
-    """Act on each named container, print its name, go on after an error, say so in the exit code."""
+    """Act on each named container, print its name (unless it says False), go on after an error, tell by exit code."""
 
     def run(client: Client, options: argparse.Namespace) -> int:
         code = 0
         for name in options.container:
             try:
-                act(client, name, options)
-                print(name)
+                if act(client, name, options) is not False:
+                    print(name)
             except EngineAnswer as error:
                 print(error, file=sys.stderr)
                 code = 1
@@ -176,13 +176,15 @@ def _each(
 
 
 def run_rm(client: Client, options: argparse.Namespace) -> int:
-    def remove(client: Client, name: str, options: argparse.Namespace) -> None:
+    def remove(client: Client, name: str, options: argparse.Namespace) -> bool:
         try:
             client.call("DELETE", f"/containers/{name}", {"force": options.force, "v": options.volumes})
         except EngineAnswer as error:
             if not (options.force and error.status == 404):
                 raise
             print(error, file=sys.stderr)  # it is not there, as was wanted
+            return False
+        return True
 
     return _each(remove)(client, options)
 
