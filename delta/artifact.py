@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from delta import native
+from delta import native, tardiff
 from delta.base import LayerTar, TarBase
 from delta.errors import Malformed, WrongBase, WrongResult
 from delta.maker import LayerMaker, Line, Settings
-from delta.match import BaseIndex
+from delta.match import BaseIndex, survey
 from delta.oci import (
     MANIFEST,
     Image,
@@ -174,6 +176,82 @@ def rebuild(delta: Delta, layer: int, base: TarBase, budget_bytes: int) -> Itera
             raise WrongResult(f"{delta.path}: the blob of layer {layer} is for another layer")
         check = native.base_check(delta.base_diff_ids)
         yield from native.apply(read_at, base, budget_bytes=budget_bytes, check=check)
+
+
+# tar-diff, as the image deltas specification lays it out: from one layer to another, no file of others
+
+TAR_DIFF_TYPE = "application/vnd.tar-diff"
+TAR_DIFF_TARGET = "io.github.containers.delta.target"
+TAR_DIFF_FROM = "io.github.containers.delta.from"
+TAR_DIFF_TO = "io.github.containers.delta.to"
+
+
+@dataclass(frozen=True, slots=True)
+class TarDiff:
+    """The tar-diff from one layer to another, by their diff_ids."""
+
+    path: Path
+    source: str
+    target: str
+
+
+def make_tar_diffs(old: Image, new: Image, output: Path) -> int:
+    """Write tar-diffs of all missing layers as a layout; the bytes a device fetches."""
+    writer = LayoutWriter(output)
+    layers = []
+    with ExitStack() as stack:
+        tars = [stack.enter_context(open_layer(old, layer)) for layer in range(len(old.layers))]
+        indexes = [BaseIndex(TarBase([tar])) for tar in tars]
+        for number in missing_layers(old.diff_ids, new.diff_ids):
+            with open_layer(new, number) as target:
+                paths = {known.path for known in survey(target)}
+                alike = [sum(known.path in paths for known in index.known[0]) for index in indexes]
+                if not any(alike):
+                    continue  # nothing of it is in the base: the layer itself is as good
+                source = alike.index(max(alike))
+                out = io.BytesIO()
+                tardiff.make(indexes[source], target, out.write)
+            annotations = {TAR_DIFF_FROM: old.diff_ids[source], TAR_DIFF_TO: new.diff_ids[number]}
+            digest, size = writer.blob(out.getvalue()), len(out.getvalue())
+            layers.append({"mediaType": TAR_DIFF_TYPE, "digest": digest, "size": size, "annotations": annotations})
+    annotations = {TAR_DIFF_TARGET: sha256(new.manifest)}
+    config = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": writer.blob(b"{}"), "size": 2}
+    manifest = compact(
+        {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers, "annotations": annotations}
+    )
+    writer.close(
+        [{"mediaType": MANIFEST, "digest": writer.blob(manifest), "size": len(manifest), "annotations": annotations}]
+    )
+    return len(manifest) + sum(int(str(layer["size"])) for layer in layers)
+
+
+def open_tar_diffs(path: Path) -> list[TarDiff]:
+    """The tar-diffs in a layout; an empty list when it has none."""
+    found = []
+    try:
+        for entry in parse_json((path / "index.json").read_bytes(), f"{path}/index.json")["manifests"]:
+            if TAR_DIFF_TARGET not in entry.get("annotations", {}):
+                continue
+            for layer in parse_json(read_blob(path, entry["digest"]), f"{path}: manifest")["layers"]:
+                source, target = (str(layer["annotations"][key]) for key in (TAR_DIFF_FROM, TAR_DIFF_TO))
+                found.append(TarDiff(blob_path(path, layer["digest"]), source, target))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Malformed(f"{path}: not a delta: {error!r}") from None
+    return found
+
+
+def rebuild_tar_diff(delta: TarDiff, old: Image, budget_bytes: int) -> Iterator[bytes]:
+    """A layer's tar; when this returns without an error, it is that of the diff_id."""
+    if delta.source not in old.diff_ids:
+        raise WrongBase(f"{old.path}: has no layer {delta.source}")
+    digest = hashlib.sha256()
+    with open_layer(old, old.diff_ids.index(delta.source)) as tar, delta.path.open("rb") as file:
+        files = tardiff.MergedFiles(BaseIndex(TarBase([tar])))
+        for piece in tardiff.apply(file.read, files, budget_bytes=budget_bytes):
+            digest.update(piece)
+            yield piece
+    if "sha256:" + digest.hexdigest() != delta.target:
+        raise WrongResult(f"{delta.path}: what came out is not {delta.target}")
 
 
 def open_base(stack: ExitStack, delta: Delta, old: Image) -> TarBase:

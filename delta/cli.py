@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("old", metavar="OLD", help="OCI layout folder or docker-archive")
     make.add_argument("new", metavar="NEW", help="OCI layout folder or docker-archive")
     make.add_argument("-o", "--output", type=Path, required=True, help="the delta, an OCI layout")
-    make.add_argument("--format", choices=("native", "librsync"), default="native")
+    make.add_argument("--format", choices=("native", "tar-diff", "librsync", "balena"), default="native")
     make.add_argument("--platform", help="os/architecture[/variant], when an index has several images")
     make.add_argument("--effort", choices=("default", "fast"), default="default")
     make.add_argument("--jobs", type=int, default=1, help="files worked on at once (default: 1)")
@@ -109,6 +109,12 @@ def _make(arguments: argparse.Namespace) -> None:
     if arguments.format == "librsync":
         _make_librsync(Path(arguments.old), Path(arguments.new), arguments.output)
         return
+    if arguments.format == "balena":
+        raise Unsupported("--format balena is not built yet; librsync deltas of files are: --format librsync")
+    if arguments.format == "tar-diff":
+        old, new = _image(arguments.old, arguments.platform), _image(arguments.new, arguments.platform)
+        print(f"delta: {_megabytes(artifact.make_tar_diffs(old, new, arguments.output))}")
+        return
     codecs = frozenset(arguments.codecs.split(","))
     if not codecs <= {"bsdiff", "zstd"}:
         raise Unsupported(f"--codecs {arguments.codecs}: only bsdiff and zstd")
@@ -146,26 +152,45 @@ def _apply(arguments: argparse.Namespace) -> None:
     if arguments.delta.is_file():
         _apply_librsync(arguments.delta, Path(arguments.old), arguments.output)
         return
+    budget_bytes = arguments.device_memory << 20
+    old = _image(arguments.old, arguments.platform)
+    tar_diffs = artifact.open_tar_diffs(arguments.delta)
+    for tar_diff in tar_diffs:
+        _write_layer(arguments.output, tar_diff.target, artifact.rebuild_tar_diff(tar_diff, old, budget_bytes))
+    if tar_diffs:
+        return
     opened = artifact.open_delta(arguments.delta)
-    arguments.output.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        base_tars = artifact.open_base(stack, opened, _image(arguments.old, arguments.platform))
+        base = artifact.open_base(stack, opened, old)
         for layer in opened.layers:
-            path = arguments.output / f"{opened.target_diff_ids[layer].removeprefix('sha256:')}.tar"
-            part = path.with_suffix(".part")
-            try:
-                with part.open("wb") as out:
-                    for piece in artifact.rebuild(opened, layer, base_tars, arguments.device_memory << 20):
-                        out.write(piece)
-                part.replace(path)
-            finally:
-                part.unlink(missing_ok=True)
-            print(f"layer {layer}: {path}")
+            pieces = artifact.rebuild(opened, layer, base, budget_bytes)
+            _write_layer(arguments.output, opened.target_diff_ids[layer], pieces)
+
+
+def _write_layer(folder: Path, diff_id: str, pieces: Iterator[bytes]) -> None:
+    """Write a layer's tar; only when all of it came out right has it its name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{diff_id.removeprefix('sha256:')}.tar"
+    part = path.with_suffix(".part")
+    try:
+        with part.open("wb") as out:
+            for piece in pieces:
+                out.write(piece)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    print(path)
 
 
 def _verify(arguments: argparse.Namespace) -> None:
-    opened = artifact.open_delta(arguments.delta)
     old = _image(arguments.old, arguments.platform)
+    tar_diffs = artifact.open_tar_diffs(arguments.delta)
+    for tar_diff in tar_diffs:
+        size = sum(map(len, artifact.rebuild_tar_diff(tar_diff, old, arguments.device_memory << 20)))
+        print(f"{tar_diff.target}: {_megabytes(size)} rebuilt")
+    if tar_diffs:
+        return
+    opened = artifact.open_delta(arguments.delta)
     with ExitStack() as stack:
         base = artifact.open_base(stack, opened, old)
         for layer, diff_id in enumerate(opened.target_diff_ids):

@@ -1,0 +1,134 @@
+"""The command line, on images of a few files."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from delta import cli
+from delta.oci import MANIFEST, LayoutWriter, compact, sha256
+from tests.delta.make_vectors import vectors
+
+
+def write_layout(path: Path, layers: list[bytes]) -> None:
+    writer = LayoutWriter(path)
+    diff_ids = [sha256(each) for each in layers]
+    config = compact({"architecture": "arm64", "os": "linux", "rootfs": {"diff_ids": diff_ids}})
+    blobs = [gzip.compress(each, mtime=0) for each in layers]
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": {"digest": writer.blob(config), "size": len(config)},
+        "layers": [{"digest": writer.blob(blob), "size": len(blob)} for blob in blobs],
+    }
+    raw = compact(manifest)
+    platform = {"os": "linux", "architecture": "arm64"}
+    writer.close([{"mediaType": MANIFEST, "digest": writer.blob(raw), "size": len(raw), "platform": platform}])
+
+
+def write_archive(path: Path, layers: list[bytes]) -> None:
+    config = compact({"rootfs": {"diff_ids": [sha256(each) for each in layers]}})
+    names = [f"{number}/layer.tar" for number in range(len(layers))]
+    files = {"config.json": config, **dict(zip(names, layers, strict=True))}
+    files["manifest.json"] = json.dumps([{"Config": "config.json", "Layers": names}]).encode()
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> tuple[Path, Path, bytes]:
+    layers, target = vectors()["contents"]
+    write_layout(tmp_path / "old", layers)
+    write_layout(tmp_path / "new", [layers[0], target])
+    return tmp_path / "old", tmp_path / "new", target
+
+
+def test_an_update_is_made_applied_verified_and_shown(
+    images: tuple[Path, Path, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new, target = images
+    delta, out = tmp_path / "delta", tmp_path / "out"
+
+    assert cli.main(["make", str(old), str(new), "-o", str(delta)]) == 0
+    assert cli.main(["apply", str(delta), str(old), "-o", str(out)]) == 0
+    assert cli.main(["verify", str(delta), str(old)]) == 0
+    assert cli.main(["inspect", str(delta)]) == 0
+
+    (tar,) = out.iterdir()
+    assert tar.name == sha256(target).removeprefix("sha256:") + ".tar"
+    assert tar.read_bytes() == target
+    printed = capsys.readouterr().out
+    assert "layer 0: " + sha256(vectors()["contents"][0][0]) + ": in the base" in printed
+    assert "memory to apply" in printed
+
+
+def test_an_update_by_tar_diff(images: tuple[Path, Path, bytes], tmp_path: Path) -> None:
+    old, new, target = images
+    delta, out = tmp_path / "delta", tmp_path / "out"
+
+    assert cli.main(["make", "--format", "tar-diff", str(old), str(new), "-o", str(delta)]) == 0
+    assert cli.main(["apply", str(delta), str(old), "-o", str(out)]) == 0
+    assert cli.main(["verify", str(delta), str(old)]) == 0
+
+    assert [path.read_bytes() for path in out.iterdir()] == [target]
+
+
+def test_archives_serve_as_images(tmp_path: Path) -> None:
+    layers, target = vectors()["contents"]
+    write_archive(tmp_path / "old.tar", layers)
+    write_archive(tmp_path / "new.tar", [target])
+    arguments = [str(tmp_path / "old.tar"), str(tmp_path / "new.tar"), "-o", str(tmp_path / "delta")]
+
+    assert cli.main(["make", *arguments]) == 0
+    assert cli.main(["verify", str(tmp_path / "delta"), str(tmp_path / "old.tar")]) == 0
+
+
+def test_failures_say_why(
+    images: tuple[Path, Path, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new, _ = images
+    delta = tmp_path / "delta"
+    cli.main(["make", str(old), str(new), "-o", str(delta)])
+    for arguments, reason in (
+        (["verify", str(delta), str(new)], "not the base"),
+        (["verify", str(old), str(new)], "no delta"),
+        (["make", "example.org/app:1", str(new), "-o", str(delta)], "not built yet"),
+        (["push", "x"], "push is not built yet"),
+        (["inspect", str(tmp_path / "none")], "No such file"),
+        (["verify", str(delta), str(old), "--device-memory", "1"], "needs"),
+    ):
+        capsys.readouterr()
+        assert cli.main(arguments) == 1
+        assert reason in capsys.readouterr().err
+
+
+def test_a_damaged_blob_leaves_no_layer(images: tuple[Path, Path, bytes], tmp_path: Path) -> None:
+    old, new, _ = images
+    delta, out = tmp_path / "delta", tmp_path / "out"
+    cli.main(["make", str(old), str(new), "-o", str(delta)])
+    for blob in (delta / "blobs/sha256").iterdir():
+        data = blob.read_bytes()
+        if data.startswith(b"BPDELTA1"):
+            blob.write_bytes(data[:-20] + bytes(20))
+
+    assert cli.main(["apply", str(delta), str(old), "-o", str(out)]) == 1
+    assert list(out.iterdir()) == []
+
+
+def test_librsync_deltas_of_files(tmp_path: Path) -> None:
+    (tmp_path / "old").write_bytes(bytes(range(256)) * 40)
+    (tmp_path / "new").write_bytes(b"x" + bytes(range(256)) * 41)
+    files = {name: str(tmp_path / name) for name in ("old", "new", "delta", "back")}
+
+    assert cli.main(["make", "--format", "librsync", files["old"], files["new"], "-o", files["delta"]]) == 0
+    assert cli.main(["apply", files["delta"], files["old"], "-o", files["back"]]) == 0
+
+    assert (tmp_path / "back").read_bytes() == (tmp_path / "new").read_bytes()
