@@ -19,6 +19,7 @@ import trio
 from balenapy import __version__, version
 from balenapy.core.container import Status
 from balenapy.core.wire import rfc3339nano
+from balenapy.engine.disk import disk_use
 from balenapy.errors import EngineError, SystemFailure
 from balenapy.linux.process import run_tool
 
@@ -164,6 +165,7 @@ class Info:
                 "BuilderSize": 0,
                 # Ours: what unfinished pulls have staged. Absent when there is nothing, as everywhere else.
                 **({"Ingests": ingests} if (ingests := engine.images.ingests()) else {}),
+                "Disk": await disk_use(engine),  # ours too
             }
         finally:
             self._counting = False
