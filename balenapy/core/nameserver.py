@@ -15,7 +15,7 @@ Names are case sensitive, as they are there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 A, PTR, MX, AAAA = 1, 12, 15, 28

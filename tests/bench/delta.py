@@ -49,7 +49,8 @@ def make(old: Path, new: Path, output: Path, effort: str) -> dict[str, Any]:
     report = artifact.make(open_image(old), open_image(new), output, Settings(fast=effort == "fast"))
     sizes = [layer.tar_bytes for layer in report.layers]
     full = sum(layer.blob_bytes for layer in report.layers)
-    return {"bytes": report.delta_bytes, "config": report.config_bytes, "tar": sum(sizes), "full": full, "cpu": own_cpu_s(), "peak": peak_mb()}
+    sums = {"bytes": report.delta_bytes, "config": report.config_bytes, "tar": sum(sizes), "full": full}
+    return {**sums, "cpu": own_cpu_s(), "peak": peak_mb()}
 
 
 def apply(old: Path, delta: Path) -> dict[str, Any]:
