@@ -78,6 +78,13 @@ def parse_bind(text: str, volume_driver: str = "") -> MountPoint:
     return point
 
 
+def has_own_propagation(point: MountPoint) -> bool:
+    """Whether whoever asked for the bind said how it propagates."""
+    if point.spec is not None and point.spec.bind_options is not None:
+        return bool(point.spec.bind_options.propagation)
+    return any(word in _PROPAGATION for word in point.mode.split(","))
+
+
 def resolve_mount(mount: Mount) -> MountPoint:
     """An entry of HostConfig.Mounts. An anonymous volume comes back with an empty name.
 

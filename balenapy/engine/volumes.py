@@ -138,6 +138,7 @@ class Volumes:
             point = mountspec.parse_bind(text, host_config.volume_driver)
             if point.destination in points or point.destination in (host_config.tmpfs or {}):
                 raise mountspec.duplicate(point.destination)
+            self._follow_our_unmounts(point)
             points[point.destination] = point
         for mount in host_config.mounts or ():
             point = mountspec.resolve_mount(mount)
@@ -145,8 +146,20 @@ class Volumes:
                 raise mountspec.duplicate(mount.target)
             if point.must_exist and not os.path.lexists(point.source):
                 raise _missing_source(point.source)
+            self._follow_our_unmounts(point)
             points[point.destination] = point
         return points
+
+    def _follow_our_unmounts(self, point: MountPoint) -> None:
+        """A bind of `/` and the like shows our own mounts; as a slave it does not hold what we unmount later.
+
+        Source: moby validateBindDaemonRoot.
+        """
+        config = self._engine.config
+        if point.type != "bind" or mountspec.has_own_propagation(point):
+            return
+        if any(_overlap(Path(point.source), root) for root in (config.data_root, config.exec_root)):
+            point.propagation = "rslave"
 
     async def _make_volumes(
         self,
@@ -271,14 +284,15 @@ class Volumes:
         Raises: InvalidParameter (a source that must exist does not), SystemFailure.
         Cancellation: undone.
         """
+        propagations: dict[str, str] = {}
         held = self._holders().setdefault(container.id, set())
         try:
             for point in container.mounts:
                 if point.type == "volume":
                     await self._mount_volume(container, point, held)
                 elif point.type == "bind":
-                    await self._in_thread(_prepare_bind, point)
-            return [_resolved(point) for point in container.mounts]
+                    propagations[point.destination] = await self._in_thread(_prepare_bind, point)
+            return [_resolved(point, propagations.get(point.destination, "")) for point in container.mounts]
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self.unmount(container)
@@ -543,8 +557,12 @@ def _is_empty(directory: Path) -> bool:
         return True
 
 
-def _prepare_bind(point: MountPoint) -> None:
-    """See that the source is there, and that it can propagate what is asked for.
+def _overlap(one: Path, other: Path) -> bool:
+    return one.is_relative_to(other) or other.is_relative_to(one)
+
+
+def _prepare_bind(point: MountPoint) -> str:
+    """See that the source is there, and that it can propagate what is asked for; returns how it is mounted.
 
     Raises: InvalidParameter, SystemFailure.
     """
@@ -562,21 +580,24 @@ def _prepare_bind(point: MountPoint) -> None:
     if word in ("shared", "slave"):
         mount = mount_of(point.source)
         if not (mount.shared or (word == "slave" and mount.slave)):
+            if not mountspec.has_own_propagation(point):
+                return mountspec.DEFAULT_PROPAGATION  # nobody asked for it but we
             needed = "a shared" if word == "shared" else "a shared or slave"
             raise SystemFailure(f"path {point.source} is mounted on {mount.mount_point} but it is not {needed} mount")
+    return point.propagation
 
 
 def _missing_source(source: str) -> EngineError:
     return InvalidParameter(f'invalid mount config for type "bind": bind source path does not exist: {source}')
 
 
-def _resolved(point: MountPoint) -> ResolvedMount:
+def _resolved(point: MountPoint, propagation: str) -> ResolvedMount:
     if point.type == "tmpfs":
         options = mountspec.tmpfs_mount_options(
             point.spec.tmpfs_options if point.spec else None, read_only=not point.rw
         )
         return ResolvedMount("tmpfs", point.destination, tuple(options), "tmpfs")
-    words = ["rbind", point.propagation or mountspec.DEFAULT_PROPAGATION]
+    words = ["rbind", propagation or mountspec.DEFAULT_PROPAGATION]
     if not point.rw:
         words.append("ro")
     return ResolvedMount(point.source, point.destination, tuple(words), "bind")

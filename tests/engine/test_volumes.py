@@ -324,6 +324,28 @@ async def test_a_device_that_cannot_be_mounted_fails_the_start(tmp_path: Path) -
 
 
 @trio_test
+async def test_a_bind_that_shows_our_own_mounts_follows_their_end(tmp_path: Path) -> None:
+    async with volume_rig(tmp_path) as rig:
+        root = rig.engine.config.data_root
+        syscalls.mount("tmpfs", tmp_path, "tmpfs")
+        try:
+            root.mkdir(parents=True)
+            syscalls.mount("none", tmp_path, flags=syscalls.MS_PRIVATE)
+            container = await rig.create(binds=[f"{tmp_path}:/above", f"{root}/x:/below:ro", f"{tmp_path}/other:/o"])
+            asked = await rig.create(binds=[f"{tmp_path}:/above:rprivate"])
+            private = await rig.start(container)
+            await rig.volumes.unmount(container)
+            syscalls.mount("none", tmp_path, flags=syscalls.MS_SHARED)
+            shared = await rig.start(container) + await rig.start(asked)
+        finally:
+            syscalls.umount2(tmp_path, syscalls.MNT_DETACH)
+
+    assert [point.propagation for point in container.mounts] == ["rslave", "rslave", "rprivate"]
+    assert [mount.options[1] for mount in private] == ["rprivate"] * 3
+    assert [mount.options[1] for mount in shared] == ["rslave", "rslave", "rprivate", "rprivate"]
+
+
+@trio_test
 async def test_propagation_needs_a_shared_source(tmp_path: Path) -> None:
     async with volume_rig(tmp_path) as rig:
         source = tmp_path / "source"
