@@ -140,10 +140,7 @@ def hosts_text(lines: Iterable[tuple[str, str]]) -> str:
 
 
 def own_names(hostname: str, domainname: str) -> str:
-    """`host.domain host`, or just `host`. A hostname that has a dot in it is already full.
-
-    Source: moby container.BuildHostsFiles: `name.domain name`, split at the first dot.
-    """
+    """`host.domain host`, or just `host`: the whole name, split at the first dot. Source: libnetwork etchosts.Build."""
     full = f"{hostname}.{domainname}" if domainname else hostname
     short = hostname.partition(".")[0] if not domainname else hostname
     return full if full == short else f"{full} {short}"

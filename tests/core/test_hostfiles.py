@@ -32,7 +32,7 @@ def test_hosts_begin_as_in_the_reference() -> None:
 
 @pytest.mark.parametrize(
     ("hostname", "domainname", "expected"),
-    [("box", "", "box"), ("box", "lan", "box.lan box"), ("box.lan", "", "box.lan box")],
+    [("box", "", "box"), ("box", "lan", "box.lan box"), ("box.lan", "", "box.lan box"), ("box.a", "b", "box.a.b box")],
 )
 def test_own_names(hostname: str, domainname: str, expected: str) -> None:
     assert hostfiles.own_names(hostname, domainname) == expected
