@@ -142,7 +142,7 @@ def hosts_text(lines: Iterable[tuple[str, str]]) -> str:
 def own_names(hostname: str, domainname: str) -> str:
     """`host.domain host`, or just `host`: the whole name, split at the first dot. Source: libnetwork etchosts.Build."""
     full = f"{hostname}.{domainname}" if domainname else hostname
-    short = hostname.partition(".")[0] if not domainname else hostname
+    short = full.partition(".")[0]
     return full if full == short else f"{full} {short}"
 
 
