@@ -37,7 +37,7 @@ from balenapy.engine.bundles import read_in_rootfs
 from balenapy.errors import Conflict, EngineError, InvalidParameter, NotFound, SystemFailure
 from balenapy.linux import durable
 from balenapy.linux.conmon import STDERR, STDOUT, runtime_message
-from balenapy.linux.process import TOOL_ENV, Child, ProcessHandle
+from balenapy.linux.process import TOOL_ENV, Child, ProcessHandle, strays
 from balenapy.linux.runtime import familiar_message, start_failure
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ CANNOT_START_CODE = 126
 READ_BYTES = 32 << 10
 LOG_MAX_BYTES = 64 << 10
 CONSOLE_WAIT_S = 10.0
+STRAY_WAIT_S = 2.0
 
 
 @dataclass(slots=True, eq=False)
@@ -262,6 +263,7 @@ class Execs:
                 handle = await starting.start(found, run, process, attached=attached)
             except EngineError as error:
                 outcome.append(error)
+                await self._reap_strays()
                 return
             with handle:
                 found.pid, found.running = handle.pid, True
@@ -284,6 +286,16 @@ class Execs:
                 self._engine.events.container(
                     found.container, "exec_die", execID=found.id, exitCode=str(code)
                 )
+
+    async def _reap_strays(self) -> None:
+        """What a runtime left of an exec that failed; see `strays`."""
+        running = {each.pid for each in self._execs.values() if each.running}
+        for program in ("runc", "crun"):
+            for handle in strays(program):
+                with handle, trio.move_on_after(STRAY_WAIT_S):
+                    if handle.pid not in running:
+                        await handle.wait()
+                        handle.reap()
 
     async def _follow(self, found: Exec, handle: ProcessHandle, starting: _Starting) -> int:
         async with trio.open_nursery() as nursery:

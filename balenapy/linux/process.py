@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import ClassVar
 
 import trio
 
@@ -47,6 +48,8 @@ class Outcome:
 class Child:
     """A child process that does not outlive the `async with` block it is used in."""
 
+    pids: ClassVar[set[int]] = set()  # of all that are not reaped yet
+
     def __init__(
         self,
         argv: Sequence[str],
@@ -67,6 +70,7 @@ class Child:
             raise SystemFailure(f"cannot run {argv[0]}: {error.strerror}") from error
         self.pid = self._process.pid
         self._pidfd = os.pidfd_open(self.pid)
+        self.pids.add(self.pid)
 
     async def wait(self) -> int:
         """Its exit code, negative for a signal."""
@@ -84,6 +88,7 @@ class Child:
                 await trio.lowlevel.wait_readable(self._pidfd)
             if not scope.cancelled_caught:
                 self._process.wait()
+        self.pids.discard(self.pid)
         os.close(self._pidfd)
 
 
@@ -267,6 +272,25 @@ def child_pids(pid: int) -> list[int]:
                 found += [int(word) for word in file.read().split()]
     except (FileNotFoundError, ProcessLookupError):
         pass
+    return found
+
+
+def strays(program: str) -> list[ProcessHandle]:
+    """Children that came to us because their parent ended without them, and that bear the name of a program.
+
+    A runtime whose exec fails leaves such a one. Until it is reaped the first process of its pid namespace cannot end.
+    """
+    found = []
+    for pid in child_pids(os.getpid()):
+        if pid in Child.pids:
+            continue
+        try:
+            with open(f"/proc/{pid}/comm", "rb") as file:
+                name = os.fsdecode(file.read()).strip()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if name.startswith(program) and (handle := ProcessHandle.open(pid)) is not None:
+            found.append(handle)
     return found
 
 

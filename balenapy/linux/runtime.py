@@ -73,9 +73,13 @@ def start_failure(message: str, command: str, verb: str = "create") -> StartFail
 _CRUN_NOT_FOUND = re.compile(r"executable file [`'\"]([^`'\"]*)[`'\"] not found in \$PATH.*")
 
 
+_ERRNO = re.compile(r"(?:Permission denied|No such file or directory|Not a directory|Exec format error)$")
+
+
 def familiar_message(message: str) -> str:
-    """crun's words in runc's form, where clients match on them."""
-    return _CRUN_NOT_FOUND.sub(r'exec: "\1": executable file not found in $PATH', message)
+    """crun's words in runc's form, where clients match on them: Go writes the C library's errors in lower case."""
+    message = _CRUN_NOT_FOUND.sub(r'exec: "\1": executable file not found in $PATH', message)
+    return _ERRNO.sub(lambda match: match[0].lower(), message)
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,7 +163,7 @@ class Rig:
             "mounts": syscalls.mount_points(config.exec_root),
             "bundles": _names(config.exec_root / "containers"),
             "execs": _names(config.exec_root / "execs"),
-            "state": _names(config.exec_root / "runtimes" / "runc"),
+            "state": [name for one in ("runc", "other") for name in _names(config.exec_root / "runtimes" / one)],
             "cgroups": [str(d) for one in cgroups.directories() if one.is_dir() for d in one.iterdir() if d.is_dir()],
             "networks": sorted(self.networks.attached),
             "supervisors": list(self.supervisors._active),

@@ -50,6 +50,7 @@ def test_a_failed_exec_says_exec() -> None:
 def test_crun_speaks_as_runc_does() -> None:
     words = "executable file `nosuch` not found in $PATH: No such file or directory"
     assert familiar_message(words) == 'exec: "nosuch": executable file not found in $PATH'
+    assert familiar_message("open executable: Permission denied") == "open executable: permission denied"
 
 
 def _cgroups(mode: Mode, *bound: str) -> Cgroups:
