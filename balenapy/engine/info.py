@@ -139,9 +139,11 @@ class Info:
             "Warnings": [*_api_warnings(config), *machine.warnings(), *engine.images.warnings()] or None,
         }
 
-    async def disk_usage(self) -> dict[str, Any]:
+    async def disk_usage(self, *, disk: bool = False) -> dict[str, Any]:
         """Sizes of everything; walks the trees of volumes and of containers' writable layers.
 
+        Args:
+            disk: tell what is taken on disk as well.
         Raises: SystemFailure, while another one is at it.
         """
         if self._counting:
@@ -165,7 +167,7 @@ class Info:
                 "BuilderSize": 0,
                 # Ours: what unfinished pulls have staged. Absent when there is nothing, as everywhere else.
                 **({"Ingests": ingests} if (ingests := engine.images.ingests()) else {}),
-                "Disk": await disk_use(engine),  # ours too
+                **({"Disk": await disk_use(engine)} if disk else {}),  # ours too
             }
         finally:
             self._counting = False

@@ -69,7 +69,7 @@ def register(app: App, engine: Engine) -> None:
         return json_response({"IdentityToken": login.identity_token, "Status": login.status})
 
     async def disk_usage(request: Request) -> Response:
-        return json_response(await engine.info.disk_usage())
+        return json_response(await engine.info.disk_usage(disk=query.boolean(request.args, "disk")))
 
     route(app, "GET", "/_ping", ping)
     route(app, "HEAD", "/_ping", head_ping)
