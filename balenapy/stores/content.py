@@ -29,6 +29,7 @@ from balenapy.core.digest import Digest
 from balenapy.errors import EngineError, SystemFailure
 from balenapy.linux import durable
 from balenapy.stores.db import Database
+from balenapy.stores.db import NoSpace as NoSpace
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +41,6 @@ SYNC_INTERVAL_S = 1.0  # ... or what arrived in this time, if that is more
 SYNC_IDLE_S = 30.0  # a trickle is synced this often
 WRITE_BYTES = 256 << 10  # what one thread call writes or reads
 INGEST_TTL_NS = 24 * 3600 * 10**9
-
-
-class NoSpace(SystemFailure):
-    """The disk is full. Its text ends in `no space left on device`; trying again does not help."""
 
 
 def file_error(what: str, error: OSError) -> EngineError:

@@ -99,6 +99,8 @@ MIGRATIONS: tuple[str, ...] = (
 TABLES = tuple(
     line.split("(")[0].split()[-1] for script in MIGRATIONS for line in script.splitlines() if "CREATE TABLE" in line
 )
+BALLAST_BYTES = 1 << 20  # a few hundred transactions, and the log folded into the file
+BALLAST_ROOM = 64  # times its size has to be free before it is made again
 SETTLE_S = 5.0
 COPY_INTERVAL_S = 900.0  # of an SD card's life: some hundred KiB each
 # An error that another file would meet as well. Everything else is taken for damage.
@@ -113,6 +115,10 @@ NOT_THE_FILES_FAULT = frozenset(
         sqlite3.SQLITE_PERM,
     )
 )
+
+
+class NoSpace(SystemFailure):
+    """The disk is full. Its text ends in `no space left on device`; trying again does not help."""
 
 
 class Origin(Enum):
@@ -148,6 +154,8 @@ class Database:
         self._is_stale = self.origin is not Origin.KEPT or not standby_of(path).exists()
         if self._is_stale:
             self._changed.set()
+        self._ballast = path.with_name(f"{path.name}.ballast")
+        self._load_ballast()
 
     def _remember(self, origin: Origin) -> Origin:
         """Until it is `settled`, a restart still knows that rows were lost."""
@@ -222,6 +230,37 @@ class Database:
         return self._run(fn)
 
     def _run(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return self._run_once(fn)
+        except SystemFailure as error:
+            cause = error.__cause__
+            if not isinstance(cause, sqlite3.Error) or not _is_full(cause) or not self._drop_ballast():
+                raise
+        return self._run_once(fn)
+
+    def _load_ballast(self) -> None:
+        """Keep some room that only transactions get, so that on a full disk states are still committed."""
+        if self._ballast.exists() or durable.free_bytes(self._path.parent) < BALLAST_ROOM * BALLAST_BYTES:
+            return
+        try:
+            fd = os.open(self._ballast, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, BALLAST_BYTES)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            log.warning("no ballast for a full disk error=%s", error)
+            self._ballast.unlink(missing_ok=True)
+
+    def _drop_ballast(self) -> bool:
+        try:
+            self._ballast.unlink()
+        except OSError:
+            return False
+        log.error("the disk is full: ballast dropped path=%s", self._ballast)
+        return True
+
+    def _run_once(self, fn: Callable[[sqlite3.Connection], T]) -> T:
         connection = self._connection
         try:
             connection.execute("BEGIN IMMEDIATE")
@@ -235,6 +274,9 @@ class Database:
         except sqlite3.Error as error:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
+            # Errors of the module itself have no code.
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
+                raise NoSpace("database: no space left on device") from error
             raise SystemFailure(f"database: {error}") from error
 
     async def transaction(self, fn: Callable[[sqlite3.Connection], T], *, volatile: bool = False) -> T:
@@ -291,6 +333,7 @@ class Database:
                 log.warning("no standby copy of the database error=%s", error)
 
     def _checkpoint(self) -> None:
+        self._load_ballast()
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _copy(self) -> None:
@@ -323,6 +366,10 @@ class Database:
 
 def _forget_origin(connection: sqlite3.Connection) -> None:
     connection.execute("DELETE FROM setting WHERE name = 'origin'")
+
+
+def _is_full(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
 
 
 def _text(data: bytes) -> str:
