@@ -27,6 +27,7 @@ from tests.powercut.disk import ROOT, Op
 
 SYNCFS = "user.powercut.syncfs"
 MARK = "user.powercut.mark"
+FAIL = "user.powercut.fail"
 MAX_WRITE = 128 << 10
 VALID_S = 1 << 20  # all changes come through this mount, the kernel may keep what it knows
 _HEAD = struct.Struct("<IIQQIIII")
@@ -34,6 +35,9 @@ _ATTR = struct.Struct("<QQQQQQIIIIIIIIII")
 _SET_SIZE, _SET_MODE, _SET_UID, _SET_GID = 8, 1, 2, 4
 _SET_ATIME, _SET_MTIME, _SET_ATIME_NOW, _SET_MTIME_NOW = 16, 32, 128, 256
 _RENAME_NOREPLACE = 1
+# setattr symlink mknod mkdir unlink rmdir rename link write fsync setxattr removexattr fsyncdir create fallocate
+# rename2
+_CHANGES = frozenset((4, 6, 8, 9, 10, 11, 12, 13, 16, 20, 21, 24, 30, 35, 43, 45))
 
 
 def say_syncfs(fd: int) -> None:
@@ -43,6 +47,11 @@ def say_syncfs(fd: int) -> None:
 def mark(root: Path, text: str) -> None:
     """Write a remark into the log of the file system mounted at `root`."""
     os.setxattr(root, MARK, text.encode())
+
+
+def fail(root: Path, after: int, error: int, times: int) -> None:
+    """Let `after` more changes and syncs succeed, then refuse `times` of them; 0 times: all work again."""
+    os.setxattr(root, FAIL, f"{after} {error} {times}".encode())
 
 
 @contextlib.contextmanager
@@ -142,6 +151,7 @@ class Server:
         self._nodes: dict[int, Node] = {ROOT: Node(stat.S_IFDIR | 0o755, links=2)}
         self._next = ROOT
         self.log: list[Op] = []
+        self._until_failure = self._failures = self._error = 0
         self._handlers: dict[int, Callable[[int, memoryview, int, int], bytes]] = {
             1: self._lookup,
             3: self._getattr,
@@ -195,9 +205,20 @@ class Server:
             try:
                 if handler is None:
                     raise Refused(errno.ENOSYS)
+                if opcode in _CHANGES:
+                    self._fail_if_due(request)
                 self._answer(unique, 0, handler(ino, memoryview(request)[_HEAD.size :], uid, gid))
             except Refused as refused:
                 self._answer(unique, refused.number, b"")
+
+    def _fail_if_due(self, request: bytes) -> None:
+        if not self._failures or b"user.powercut.fail\0" in request:
+            return
+        if self._until_failure:
+            self._until_failure -= 1
+            return
+        self._failures -= 1
+        raise Refused(self._error)
 
     def _answer(self, unique: int, number: int, body: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):  # the caller was interrupted and does not wait
@@ -414,6 +435,8 @@ class Server:
             self.log.append(("syncfs",))
         elif name == MARK.encode():
             self.log.append(("mark", value.decode()))
+        elif name == FAIL.encode():
+            self._until_failure, self._error, self._failures = map(int, value.split())
         else:
             self._nodes[ino].xattrs[name] = value
             self.log.append(("xattr", ino, name, value))

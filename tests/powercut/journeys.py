@@ -43,6 +43,12 @@ syscalls.syncfs = syncfs
 """
 
 
+def say_syncfs(engine: Engine) -> None:
+    """Have the workers of this engine tell the recording file system of their syncfs."""
+    command = engine.workers._python
+    engine.workers._python = [*command[:-1], command[-1].replace("; from", f"\n{_SAY_SYNCFS}\nfrom")]
+
+
 def blob(size: int, seed: int) -> bytes:
     """Bytes that do not compress, no block like another."""
     return random.Random(seed).randbytes(size)
@@ -87,8 +93,7 @@ class Session:
         await self._mark("start")
         async with image_engine(self.root) as engine:
             if self._watched:
-                command = engine.workers._python
-                engine.workers._python = [*command[:-1], command[-1].replace("; from", f"\n{_SAY_SYNCFS}\nfrom")]
+                say_syncfs(engine)
             self.engine, self.containers = engine, ContainerStore(engine.db)
             yield self
         await self._mark("stopped")

@@ -429,9 +429,11 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def fake_registry(*, auth: Auth = "none", certificate: Certificate | None = None) -> Iterator[FakeRegistry]:
-    """Serve on a free loopback port until the block ends."""
-    server = _Server(("127.0.0.1", 0), _Handler)
+def fake_registry(
+    *, auth: Auth = "none", certificate: Certificate | None = None, port: int = 0
+) -> Iterator[FakeRegistry]:
+    """Serve on a loopback port (0: a free one) until the block ends."""
+    server = _Server(("127.0.0.1", port), _Handler)
     if certificate is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate.certificate, certificate.key)
