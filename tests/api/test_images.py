@@ -57,7 +57,6 @@ async def test_refusals_are_those_of_the_reference_engine(tmp_path: Path, entry:
         ("fromImage=a&tag=b%20c", 400, "invalid tag format"),
         ("fromImage=scratch&tag=latest", 403, "'scratch' is a reserved name"),
         ("fromImage=a&platform=windows", 400, "operating system is not supported"),
-        ("fromSrc=-", 501, "POST /images/create with fromSrc (import) is not implemented"),
     ],
 )
 @trio_test
