@@ -349,13 +349,14 @@ class Supervisors:
         self._watch(run)
         if active.cancelled.is_set():
             raise _RestartCancelled(f"the restart of {container.id} was cancelled")
+        started_ns = time.time_ns()  # before anything is written: `logs --since StartedAt` shows all of the run
         await runtime.start(container.id)
         run.began = trio.current_time()
         before = (state.pid, state.status)
         lifecycle.move(state, Status.RUNNING)
         state.pid = created.pid
         state.exit_code, state.error, state.oom_killed = 0, "", False
-        state.started_ns = time.time_ns()
+        state.started_ns = started_ns
         state.ever_started = True
         state.conmon_pid, state.conmon_start_time = run.conmon.pid, run.conmon.start_time
         try:

@@ -84,6 +84,14 @@ async def test_a_terminal_has_no_frames(tmp_path: Path) -> None:
 
 
 @trio_test
+async def test_since_the_start_shows_all_of_the_run(tmp_path: Path) -> None:
+    async with open_rig(tmp_path) as rig:
+        container = await _finished(rig, "echo", "at once")
+        output = await rig.output(container, since_ns=container.state.started_ns)
+        assert frames(output) == {1: b"at once\n"}
+
+
+@trio_test
 async def test_details_show_labels_and_variables_by_name(tmp_path: Path) -> None:
     async with open_rig(tmp_path) as rig:
         options = {"labels": "b,missing", "env": "A", "env-regex": "^D", "tag": "{{.Name}}/{{ .ID }}"}
