@@ -272,6 +272,10 @@ class _Player:
             format=zstandard.FORMAT_ZSTD1_MAGICLESS,
         )
         try:
+            # A frame that tells its size would be given that much memory, whatever the limit.
+            told = zstandard.get_frame_parameters(frame, format=zstandard.FORMAT_ZSTD1_MAGICLESS).content_size
+            if told != zstandard.CONTENTSIZE_UNKNOWN:
+                raise Malformed("native delta: a frame tells its size")
             out = decompressor.decompress(frame, max_output_size=plain)
         except zstandard.ZstdError as error:
             raise Malformed(f"native delta: a frame is damaged: {error}") from None
