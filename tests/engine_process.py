@@ -409,7 +409,9 @@ def _reserve_slot() -> _Slot:
         except OSError:
             reservation.close()
             continue
-        if os.path.exists(f"/sys/class/net/bptest{number}"):
+        # In another network namespace the reservation is not seen; its cgroups are.
+        taken = [Path(f"/sys/class/net/bptest{number}"), *CGROUP_ROOT.glob(f"bptest{number}")]
+        if any(place.exists() for place in (*taken, *CGROUP_ROOT.glob(f"*/bptest{number}"))):
             reservation.close()
             continue
         return _Slot(number, reservation)
