@@ -37,7 +37,7 @@ from tests.trio_tests import trio_test
 reason = fuse.is_usable()
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
-FAULTS = int(os.environ.get("POWERCUT_FAULTS", "60"))
+FAULTS = int(os.environ.get("POWERCUT_FAULTS", "40"))
 ALWAYS = 1 << 30
 KINDS = (
     (errno.EIO, 1),
