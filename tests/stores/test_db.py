@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -172,3 +173,33 @@ def test_changes_are_folded_and_copied_soon_but_copied_rarely(tmp_path: Path) ->
         db.close()
 
     trio.run(main, clock=clock)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_full_disk_does_not_stop_commits(tmp_path: Path) -> None:
+    """There is room that only transactions get; it comes back when the disk has room again."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128m", "none", disk], check=True)
+    try:
+        db = Database.open(disk / "meta.db")
+        with pytest.raises(OSError), (disk / "filler").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        for number in range(200):
+            db.transaction_nowait(
+                lambda connection, number=number: connection.execute(  # type: ignore[misc]
+                    "INSERT INTO setting VALUES(?, ?)", (f"name{number}", "x" * 500)
+                )
+            )
+        assert not (disk / "meta.db.ballast").exists()
+        (disk / "filler").unlink()
+        db._checkpoint()
+        assert (disk / "meta.db.ballast").stat().st_size == 1 << 20
+        db.close()
+        db = Database.open(disk / "meta.db")
+        assert db.query("SELECT count(*) FROM setting WHERE name LIKE 'name%'") == [(200,)]
+        db.close()
+    finally:
+        subprocess.run(["umount", disk], check=True)
