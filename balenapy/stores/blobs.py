@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+KEPT_ROWS = 2000  # a layer that is gone may be loaded or built again; its blob is then still where it was
 KEPT = 20  # of one layer: more places are not worth the asking
 
 
@@ -41,9 +42,8 @@ def note(connection: sqlite3.Connection, records: Iterable[BlobRecord]) -> None:
     )
 
 
-def forget(connection: sqlite3.Connection, records: Iterable[BlobRecord]) -> None:
-    """These turned out not to be there."""
-    connection.executemany(
-        "DELETE FROM blob WHERE diff_id = ? AND repository = ? AND digest = ?",
-        [(record.diff_id, record.repository, record.digest) for record in records],
-    )
+def thin_out(connection: sqlite3.Connection) -> None:
+    """Forget the blobs of layers that are gone, when there are many rows."""
+    (count,) = connection.execute("SELECT count(*) FROM blob").fetchone()
+    if count > KEPT_ROWS:
+        connection.execute("DELETE FROM blob WHERE diff_id NOT IN (SELECT diff_id FROM snapshot)")

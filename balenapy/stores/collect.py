@@ -18,7 +18,7 @@ import trio
 
 from balenapy.core.mark import reachable
 from balenapy.linux import durable
-from balenapy.stores import leases
+from balenapy.stores import blobs, leases
 from balenapy.stores.content import Content
 from balenapy.stores.db import Database
 from balenapy.stores.snapshots import Snapshots
@@ -111,7 +111,7 @@ def sweep_rows(connection: sqlite3.Connection, pins: Iterable[str], now_ns: int)
     connection.executemany("DELETE FROM snapshot WHERE chain_id = ?", [(chain_id,) for chain_id in chain_ids])
     connection.executemany("DELETE FROM document WHERE digest = ?", [(digest,) for digest in documents])
     if chain_ids:
-        connection.execute("DELETE FROM blob WHERE diff_id NOT IN (SELECT diff_id FROM snapshot)")
+        blobs.thin_out(connection)
     return Sweep(chain_ids, len(documents), len(expired))
 
 

@@ -18,7 +18,7 @@ from balenapy.errors import DataLoss, EngineError, InvalidParameter
 from balenapy.registry.auth import AuthConfig
 from tests.compat.images import digest, file, make_tar
 from tests.engine.archives import archive, docker_members, load_bytes
-from tests.engine.image_engine import image_engine, pull
+from tests.engine.image_engine import image_engine, pull, settle
 from tests.images_fixture import ImageFixture, layered
 from tests.registry.fake import FakeRegistry, fake_registry
 from tests.registry.real_registry import PASSWORD, USERNAME
@@ -273,3 +273,18 @@ def test_credentials_come_in_the_header_or_the_body() -> None:
     assert credentials("e30=", b"") == AuthConfig()
     with pytest.raises(InvalidParameter, match="Bad parameters and missing X-Registry-Auth: EOF"):
         credentials("", b"")
+
+
+@trio_test
+async def test_a_layer_deleted_and_loaded_again_is_not_uploaded(tmp_path: Path, registry: FakeRegistry) -> None:
+    image, name = big_image(MIB), f"{registry.host}/team/app:1"
+    async with image_engine(tmp_path) as engine:
+        await load_as(engine, image, name)
+        await push(engine, name)
+        sent = registry.received_bytes
+        await engine.images.remove(image.image_id, force=True)
+        await settle(engine)
+        await load_as(engine, image, name)
+        lines = await push(engine, name)
+    assert steps(lines) == {short(tar): "Layer already exists" for tar in image.tars}
+    assert registry.received_bytes == sent
