@@ -1,6 +1,7 @@
 """Real power cuts: a virtual machine is killed at random instants and booted again.
 
-`POWERCUT_ROUNDS` asks for more than the short round, `POWERCUT_SEED` for the instants of an earlier one.
+`make test-powercut` fetches QEMU and a kernel and sets POWERCUT_ROUNDS, the number of cuts; where the machine is emulated
+five take two minutes and more. `POWERCUT_SEED` asks for the instants of an earlier round.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ import pytest
 
 from tests.powercut.machine import Machine, why_not
 
-reason = why_not()
+ROUNDS = int(os.environ.get("POWERCUT_ROUNDS", "0"))
+reason = why_not() if ROUNDS else "takes minutes: make test-powercut"
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.skipif(bool(reason), reason=reason)]
 
-ROUNDS = int(os.environ.get("POWERCUT_ROUNDS", "5"))
 NOTHING: dict[str, Any] = {"names": {}, "containers": []}
 
 
