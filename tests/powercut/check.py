@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -116,7 +117,7 @@ def check_cut(remains: Remains, allowed: list[dict[str, Any]], report: Report) -
 
 def look(remains: Remains) -> Found | str:
     """What an engine makes of it, or why it does not start."""
-    with tempfile.TemporaryDirectory(prefix="bptcut", dir=_memory()) as directory:
+    with tempfile.TemporaryDirectory(prefix="bptcut") as directory:
         root = Path(directory)
         remains.write_to(root)
         try:
@@ -154,6 +155,9 @@ def check_in_parallel(log: Path, seeds: Iterable[int], cuts: int, *, first: int 
     """One process for each seed."""
     processes = []
     total = Report()
+    scratch = tempfile.mkdtemp(
+        prefix="bptcut", dir=_memory()
+    )  # ours, so that nothing stays of a process that is killed
     try:
         for seed in seeds:
             request = {"log": str(log), "seed": seed, "cuts": cuts, "first": first, "without": without}
@@ -161,6 +165,7 @@ def check_in_parallel(log: Path, seeds: Iterable[int], cuts: int, *, first: int 
                 subprocess.Popen(
                     [sys.executable, "-m", "tests.powercut.check", json.dumps(request)],
                     stdout=subprocess.PIPE,
+                    env={**os.environ, "TMPDIR": scratch},
                     cwd=Path(__file__).parent.parent.parent,
                 )
             )
@@ -174,6 +179,7 @@ def check_in_parallel(log: Path, seeds: Iterable[int], cuts: int, *, first: int 
             if process.poll() is None:
                 process.kill()
                 process.communicate()
+        shutil.rmtree(scratch)
     return total
 
 

@@ -86,7 +86,7 @@ class _database:
         self._data_root = data_root
 
     def __enter__(self) -> sqlite3.Connection:
-        self._directory = tempfile.mkdtemp(prefix="bpt-meta", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+        self._directory = tempfile.mkdtemp(prefix="bpt-meta")
         for suffix in ("", "-wal"):
             source = self._data_root / f"meta.db{suffix}"
             if source.exists():
