@@ -353,6 +353,8 @@ class Supervisors:
         await runtime.start(container.id)
         run.began = trio.current_time()
         before = (state.pid, state.status)
+        # From here on a signal reaches the process itself.
+        stopped_before = active.cancelled.is_set()
         lifecycle.move(state, Status.RUNNING)
         state.pid = created.pid
         state.exit_code, state.error, state.oom_killed = 0, "", False
@@ -365,7 +367,7 @@ class Supervisors:
             state.pid, state.status = before
             raise
         engine.events.container(container, "start")
-        if active.cancelled.is_set() and run.init is not None:  # stopped while it was being restarted
+        if stopped_before and run.init is not None:  # stopped while it was being restarted
             run.init.send_signal(SIGKILL)
 
     def _watch(self, run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from balenapy.core.container import Status
+from balenapy.core.container import Container, Status
 from balenapy.errors import Conflict, InvalidParameter, NotModified, SystemFailure
 from tests.engine.process_rig import Rig, frames, kill_process, open_rig
 from tests.trio_tests import trio_test
@@ -315,7 +316,7 @@ async def test_stop_cancels_a_restart_that_waits(tmp_path: Path) -> None:
 @trio_test
 async def test_stop_while_a_restart_is_made_leaves_it_as_its_last_run_did(tmp_path: Path) -> None:
     async with open_rig(tmp_path) as rig:
-        begin_run = rig.logs.begin_run
+        begin_run = rig.supervisors.attachments.begin_run
         stopped = trio.Event()
 
         async def stop() -> None:
@@ -329,7 +330,7 @@ async def test_stop_while_a_restart_is_made_leaves_it_as_its_last_run_did(tmp_pa
                 await rig.supervisors._active[container.id].cancelled.wait()
 
         container = await rig.create("true", HostConfig={"RestartPolicy": {"Name": "always"}})
-        rig.logs.begin_run = begin_run_and_stop  # type: ignore[assignment,method-assign]
+        rig.supervisors.attachments.begin_run = begin_run_and_stop  # type: ignore[assignment,method-assign]
         await rig.supervisors.start(container)
         with trio.fail_after(10):
             await stopped.wait()
@@ -338,6 +339,25 @@ async def test_stop_while_a_restart_is_made_leaves_it_as_its_last_run_did(tmp_pa
         state = container.state
         assert (state.status, state.exit_code, state.error) == (Status.EXITED, 0, "")
         assert rig.leftovers() == {}
+
+
+@trio_test
+async def test_a_signal_before_the_start_is_told_is_the_only_one(tmp_path: Path) -> None:
+    async with open_rig(tmp_path) as rig:
+        container = await rig.create("sh", "-c", "trap 'exit 6' INT; while :; do sleep 0.05; done")
+        store = rig.engine.containers.store
+        update_state = store.update_state
+
+        async def update_state_and_interrupt(record: Container) -> None:
+            if container.state.running:
+                await trio.sleep(0.3)  # the shell sets its trap
+                await rig.supervisors.kill(container, signal.SIGINT)
+            await update_state(record)
+
+        store.update_state = update_state_and_interrupt  # type: ignore[assignment,method-assign]
+        await rig.supervisors.start(container)
+
+        assert await rig.wait(container) == 6
 
 
 @trio_test
@@ -390,14 +410,14 @@ async def test_removing_by_force_ends_whatever_its_policy_says(tmp_path: Path) -
 async def test_removing_by_force_waits_for_a_start_under_way(tmp_path: Path) -> None:
     async with open_rig(tmp_path) as rig:
         container = await rig.create("sleep", "1000")
-        begin_run = rig.logs.begin_run
+        begin_run = rig.supervisors.attachments.begin_run
         begun = trio.Event()
 
         async def begin_run_and_tell(*arguments: Any) -> None:
             begun.set()
             await begin_run(*arguments)
 
-        rig.logs.begin_run = begin_run_and_tell  # type: ignore[assignment,method-assign]
+        rig.supervisors.attachments.begin_run = begin_run_and_tell  # type: ignore[assignment,method-assign]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(rig.supervisors.start, container)
             await begun.wait()
