@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint venv run bench constraints clean deps deps-test
+.PHONY: demo test lint venv run bench bench-delta test-powercut constraints clean deps deps-test
 
 demo: venv deps ## pull, run, read logs, exec, stop: on a private socket and data root
 	$(BIN)/python -m tests.demo
@@ -32,7 +32,7 @@ deps: ## Debian packages the engine and the demonstration use
 	.ci/packages crun runc conmon iproute2 nftables procps tini docker-registry busybox-static
 
 deps-test: ## Debian packages only the tests use
-	.ci/packages skopeo strace nodejs npm docker.io
+	.ci/packages skopeo strace nodejs npm docker.io rdiff openssl
 
 run: venv deps ## the engine in the foreground, on the default sockets
 	$(BIN)/balenapyd
@@ -40,6 +40,13 @@ run: venv deps ## the engine in the foreground, on the default sockets
 bench: venv deps deps-test ## side by side with dockerd where that is installed
 	$(BIN)/python -m compileall -q balenapy delta
 	$(BIN)/python -m tests.bench
+
+bench-delta: venv deps-test ## sizes and costs of deltas; PAIRS names a folder of image pairs
+	$(BIN)/python -m tests.bench.delta $(PAIRS)
+
+test-powercut: venv deps deps-test ## real power cuts in a virtual machine
+	tests/powercut/fetch
+	POWERCUT_ROUNDS=5 $(BIN)/python -m pytest -s tests/powercut/test_machine.py
 
 constraints: venv ## remake .ci/constraints.txt from setup.cfg (needs the package index)
 	$(PYTHON) -m venv build/pip-tools && build/pip-tools/bin/pip install --quiet pip-tools

@@ -117,7 +117,12 @@ class Checks:
                 return []
             arguments = {
                 "layers": [
-                    {"directory": str(layer.path), "diff_id": layer.diff_id, "chain_id": layer.chain_id}
+                    {
+                        "directory": str(layer.path),
+                        "diff_id": layer.diff_id,
+                        "chain_id": layer.chain_id,
+                        "sidecars": self._sidecars(layer),
+                    }
                     for layer in present
                 ],
                 "deep": deep,
@@ -128,7 +133,8 @@ class Checks:
         found = []
         for layer, told in zip(present, report["layers"], strict=True):
             bad = tuple((path, why) for path, why in told["bad"])
-            check = LayerCheck(layer, told["files"], told["bytes"], bad, told["whole"], told["sidecar"])
+            sidecar = told["sidecar"] == "damaged" or (told["sidecar"] == "missing" and self._came_from_registry(layer))
+            check = LayerCheck(layer, told["files"], told["bytes"], bad, told["whole"], sidecar)
             found.append(check)
             self._remember(check)
         return found
@@ -148,6 +154,21 @@ class Checks:
             log.error("layer is damaged chain_id=%s paths=%d", chain_id, len(check.bad))
         for image in self.images_with(chain_id):
             self._engine.images.publish(image, "corrupt", image.image_id)
+
+    def _came_from_registry(self, layer: Layer) -> bool:
+        """Then it had a description, and it can be had again."""
+        return any(map(self._is_known_by_manifest, self.images_with(layer.chain_id)))
+
+    def _is_known_by_manifest(self, image: ImageRecord) -> bool:
+        return any(record.manifest for record in self._engine.images.store.references_of(image.image_id))
+
+    def _sidecars(self, layer: Layer) -> list[str]:
+        """The descriptions of images that a pull has put beside their top layer."""
+        return [
+            f"image-{image.image_id.partition(':')[2]}.json"
+            for image in self._engine.images.all()
+            if image.chain_id == layer.chain_id and self._is_known_by_manifest(image)
+        ]
 
     def images_with(self, chain_id: str) -> list[ImageRecord]:
         """The images that have this layer."""

@@ -37,7 +37,7 @@ from balenapy.engine.bundles import read_in_rootfs
 from balenapy.errors import Conflict, EngineError, InvalidParameter, NotFound, SystemFailure
 from balenapy.linux import durable
 from balenapy.linux.conmon import STDERR, STDOUT, runtime_message
-from balenapy.linux.process import TOOL_ENV, Child, ProcessHandle, strays
+from balenapy.linux.process import TOOL_ENV, Child, ProcessHandle, memory_file, strays
 from balenapy.linux.runtime import familiar_message, start_failure
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ class Execs:
         found.begun = True
         run = self._engine.supervisors.run_of(found.container)
         self._engine.events.container(found.container, f"exec_start: {found.command}", execID=found.id)
-        starting = _Starting(self._root / found.id)
+        starting = _Starting(self._root, found.id)
         outcome: list[EngineError] = []
         started = trio.Event()
         # In the engine's nursery: a client that leaves does not stop the start half way.
@@ -259,7 +259,7 @@ class Execs:
         code = CANNOT_START_CODE
         try:
             try:
-                process = await self._process_spec(found, run)
+                process = self._process_spec(found, run)
                 handle = await starting.start(found, run, process, attached=attached)
             except EngineError as error:
                 outcome.append(error)
@@ -308,13 +308,10 @@ class Execs:
             nursery.cancel_scope.deadline = trio.current_time() + OUTPUT_GRACE_S
         return code
 
-    async def _process_spec(self, found: Exec, run: Run) -> dict[str, Any]:
-        return await trio.to_thread.run_sync(
-            self._process_spec_sync, found, run, limiter=self._engine.limiters.files
-        )
+    def _process_spec(self, found: Exec, run: Run) -> dict[str, Any]:
+        """The container's own process, with what the exec changes.
 
-    def _process_spec_sync(self, found: Exec, run: Run) -> dict[str, Any]:
-        """The container's own process, with what the exec changes. Blocks.
+        Reads a few small files in the loop's thread: they are in memory, and a thread costs more than they do.
 
         Raises: SystemFailure.
         """
@@ -385,10 +382,12 @@ async def _move_output(found: Exec, stream: int, source: trio.lowlevel.FdStream)
 
 
 class _Starting:
-    """The descriptors and the directory of one exec."""
+    """The descriptors and the pid file of one exec. What the runtime reads and logs are memory files."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, name: str) -> None:
         self._directory = directory
+        self._name = name
+        self._runtime_log = -1
         self.outputs: list[tuple[int, trio.lowlevel.FdStream]] = []
         self._found: Exec | None = None
         self._listener: socket.socket | None = None
@@ -397,19 +396,21 @@ class _Starting:
         """Raises: InvalidParameter, SystemFailure."""
         self._found = found
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (self._directory / "process.json").write_text(json.dumps(process))
         if found.config.tty:
             self._listener = self._listen()
-        command = run.runtime.exec_command(
-            run.container.id,
-            pid_file="pid",
-            process_spec="process.json",
-            console="console" if found.config.tty else "",
-        )
-        # The runtime's own words would be taken for the process's.
-        command.insert(1, "--log=log")
-        theirs = self._make_pipes(found, attached=attached)
+        self._runtime_log = os.memfd_create("log", os.MFD_CLOEXEC)
+        spec = memory_file("process.json", json.dumps(process).encode())
+        theirs: list[int] = []
         try:
+            command = run.runtime.exec_command(
+                run.container.id,
+                pid_file=self._pid_file.name,
+                process_spec=f"/proc/self/fd/{spec}",
+                console=self._console.name if found.config.tty else "",
+            )
+            # The runtime's own words would be taken for the process's.
+            command.insert(1, f"--log=/proc/self/fd/{self._runtime_log}")
+            theirs = self._make_pipes(found, attached=attached)
             child = Child(
                 command,
                 stdin=theirs[0],
@@ -417,9 +418,10 @@ class _Starting:
                 stderr=theirs[2],
                 env={"PATH": TOOL_ENV["PATH"], "TZ": "UTC0"},
                 cwd=self._directory,
+                pass_fds=(spec, self._runtime_log),
             )
         finally:
-            for fd in theirs:
+            for fd in (spec, *theirs):
                 if fd >= 0:
                     os.close(fd)
         async with child:
@@ -431,6 +433,14 @@ class _Starting:
             await self._take_terminal(found)
         return handle
 
+    @property
+    def _pid_file(self) -> Path:
+        return self._directory / f"{self._name}.pid"
+
+    @property
+    def _console(self) -> Path:
+        return self._directory / f"{self._name}.console"
+
     def close(self) -> None:
         for _, stream in self.outputs:
             stream.close()
@@ -439,14 +449,12 @@ class _Starting:
             for one in (found.stdin, found.terminal):
                 if one is not None:
                     one.close()
+        if self._runtime_log >= 0:
+            os.close(self._runtime_log)
         if self._listener is not None:
             self._listener.close()
-        try:
-            for path in self._directory.iterdir():
-                path.unlink()
-            self._directory.rmdir()
-        except FileNotFoundError:
-            pass
+            self._console.unlink(missing_ok=True)
+        self._pid_file.unlink(missing_ok=True)
 
     def _make_pipes(self, found: Exec, *, attached: bool) -> list[int]:
         """Ours are kept as streams; returns the process's stdin, stdout, stderr, -3 (DEVNULL) for none."""
@@ -468,7 +476,7 @@ class _Starting:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         directory = os.open(self._directory, os.O_PATH | os.O_CLOEXEC)
         try:
-            listener.bind(f"/proc/self/fd/{directory}/console")  # a socket address holds 107 bytes
+            listener.bind(f"/proc/self/fd/{directory}/{self._console.name}")  # a socket address holds 107 bytes
             listener.listen(1)
         except BaseException:
             listener.close()
@@ -501,7 +509,7 @@ class _Starting:
 
     def _open_process(self) -> ProcessHandle:
         try:
-            pid = int((self._directory / "pid").read_text())
+            pid = int(self._pid_file.read_text())
         except (OSError, ValueError) as error:
             raise SystemFailure(f"the runtime did not say which process it started: {error}") from error
         handle = ProcessHandle.open(pid)
@@ -510,11 +518,7 @@ class _Starting:
         return handle
 
     def _failure(self, found: Exec) -> EngineError:
-        try:
-            with open(self._directory / "log", "rb") as file:
-                words = file.read(LOG_MAX_BYTES).decode(errors="replace")
-        except FileNotFoundError:
-            words = ""
+        words = os.pread(self._runtime_log, LOG_MAX_BYTES, 0).decode(errors="replace")
         command: Sequence[str] = found.config.cmd or [""]
         message = familiar_message(runtime_message(words)) or "the runtime failed without a word"
         return start_failure(message, command[0], verb="exec").error

@@ -112,20 +112,15 @@ class Logs:
             f"failed to initialize logging driver: logger: no log driver named '{driver}' is registered"
         )
 
-    async def begin_run(self, container: Container, bundle: Bundle, *, adopt: bool = False) -> None:
+    def begin_run(self, container: Container, bundle: Bundle, *, adopt: bool = False) -> None:
         """Begin to take over what conmon writes. Before the container's process starts, or after an adoption."""
         if container.host_config.log_config.type not in RING_DRIVERS:
             return
         path = self.path(container)
         size = ring_size(container.host_config.log_config.config or {})
         running = _RunningLog(container, SpoolDrain(bundle.spool, path, size, adopt=adopt))
-
-        def open_both() -> None:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            running.drain.drain_some()
-
-        async with running.lock:
-            await trio.to_thread.run_sync(open_both, limiter=self._engine.limiters.files)
+        # In the loop's thread: the spool lies in memory.
+        running.drain.open()
         self._running[container.id] = running
 
     def changed(self, container_id: str) -> None:
@@ -143,10 +138,9 @@ class Logs:
         running = self._running.get(container.id)
         if running is None:
             return
-        while await self._drain(running):
-            pass
         async with running.lock:
-            await trio.to_thread.run_sync(running.drain.end_run, limiter=self._engine.limiters.files)
+            if not running.drain.is_idle:
+                await trio.to_thread.run_sync(running.drain.end_run, limiter=self._engine.limiters.files)
             running.drain.close()
         self._running.pop(container.id, None)
         self._dirty.pop(container.id, None)

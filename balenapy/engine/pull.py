@@ -68,6 +68,8 @@ log = logging.getLogger(__name__)
 BLAME_BYTES = 4 << 20  # so much more is fetched to know whether a blob that cannot be unpacked is what it claims
 PULLED = "Pull complete"
 NO_SPACE = "no space left on device"
+PLENTY = 4  # times twice the packed size: with more than that free nobody is asked what it really is
+ZSTD_HEAD_BYTES = 18
 
 
 class Pulls:
@@ -466,7 +468,7 @@ class _Pull:
             return
         estimates = {layer.digest: extracted_estimate(layer) for layer in missing}
         free = await self._free_bytes()
-        if self._peak_bytes(missing, estimates) <= free:
+        if self._peak_bytes(missing, {digest: size * PLENTY for digest, size in estimates.items()}) <= free:
             return
         # It may be tight: now it is worth asking. What unfinished pulls have left makes room first.
         for layer in missing:
@@ -492,21 +494,32 @@ class _Pull:
         return sum(extracted[layer.digest] for layer in missing) + sum(staged[:at_once])
 
     async def _extracted_bytes(self, layer: Descriptor) -> int | None:
-        """The length of a gzip layer's tar, which its last four bytes tell (RFC 1952); None when they do not.
+        """The length of a layer's tar as its blob tells it; None when it does not.
 
-        A length below the blob's own is that of one member of several, or modulo 4 GiB.
+        Gzip: in its last four bytes (RFC 1952); zstd: in its head, if the writer knew it (RFC 8878). A length below
+        the blob's own is that of one member or frame of several, or modulo 4 GiB.
         """
-        if not layer.media_type.endswith("gzip") or layer.size_bytes < 4:
-            return None
-        tail = b""
+        found = b""
         try:
-            async with self._session.blob(layer.digest, layer.size_bytes - 4, size_bytes=layer.size_bytes) as blob:
-                if blob.range_honoured:
+            if layer.media_type.endswith("gzip") and layer.size_bytes >= 4:
+                offset = layer.size_bytes - 4
+                async with self._session.blob(layer.digest, offset, size_bytes=layer.size_bytes) as blob:
+                    if blob.range_honoured:
+                        async for chunk in blob:
+                            found += chunk
+                length = int.from_bytes(found, "little") if len(found) == 4 else 0
+            elif layer.media_type.endswith("zstd"):
+                async with self._session.blob(layer.digest, 0, size_bytes=layer.size_bytes) as blob:
                     async for chunk in blob:
-                        tail += chunk
+                        found += chunk
+                        if len(found) >= ZSTD_HEAD_BYTES:
+                            break
+                length = zstd_content_size(found) or 0
+            else:
+                return None
         except EngineError as error:
             log.info("cannot ask for a layer's size digest=%s error=%s", layer.digest, error.message)
-        length = int.from_bytes(tail, "little") if len(tail) == 4 else 0
+            return None
         return length if length >= layer.size_bytes else None
 
     async def _free_bytes(self) -> int:
@@ -896,6 +909,18 @@ def usable_bytes(root: Path, reserve: Reserve | None) -> int:
     else:
         kept = reserve.size_bytes or int(total * reserve.percent / 100)
     return status.f_bavail * status.f_frsize - kept
+
+
+def zstd_content_size(head: bytes) -> int | None:
+    """What the first frame's header says (RFC 8878, 3.1.1.1); None when it does not, or is not there."""
+    if len(head) < ZSTD_HEAD_BYTES or head[:4] != b"\x28\xb5\x2f\xfd":
+        return None
+    descriptor = head[4]
+    is_single = bool(descriptor & 0x20)
+    width = (1 if is_single else 0, 2, 4, 8)[descriptor >> 6]
+    at = 5 + (not is_single) + (0, 1, 2, 4)[descriptor & 3]
+    size = int.from_bytes(head[at : at + width], "little")
+    return (size + 256 if width == 2 else size) if width else None
 
 
 def extracted_estimate(layer: Descriptor) -> int:

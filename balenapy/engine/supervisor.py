@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+RESIZE_APART_S = 0.05  # enough for conmon to have read the size before
 SIGKILL = 9
 STOP_TIMEOUT_S = 10  # moby container.DefaultStopTimeout
 FIRST_SIGNAL_LOST_S = 2  # moby daemon/stop.go
@@ -84,6 +85,8 @@ class Run:
     init: ProcessHandle | None = None  # the container's first process
     began: float = 0.0  # trio time
     watch: int = -1
+    size: tuple[int, int] | None = None  # of the terminal, as asked for last
+    sizing: bool = False
 
     def close(self) -> None:
         self.conmon.close()
@@ -321,15 +324,16 @@ class Supervisors:
         bundle = self._bundles.of(container.id)
         exit_dir = self._exit_dir(container)
 
-        def prepare() -> None:
+        attachment = await engine.networks.attach(container)
+        mounts = await engine.volumes.mount(container)
+
+        def prepare() -> dict[str, Any]:
             exit_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             conmon.clear_exit_code(exit_dir)
             self._bundles.mount_rootfs(container)
+            return self._bundles.write_spec(container, mounts, attachment)
 
-        attachment = await engine.networks.attach(container)
-        await trio.to_thread.run_sync(prepare, limiter=files)
-        mounts = await engine.volumes.mount(container)
-        spec = await trio.to_thread.run_sync(self._bundles.write_spec, container, mounts, attachment, limiter=files)
+        spec = await trio.to_thread.run_sync(prepare, limiter=files)
         argv = conmon.conmon_argv(
             engine.runtimes.conmon,
             container.id,
@@ -344,7 +348,7 @@ class Supervisors:
         cgroup = runtime.cgroups.of_spec(spec["linux"]["cgroupsPath"])
         run = Run(container, bundle, runtime, cgroup, created.conmon, ProcessHandle.open(created.pid))
         active.run = run
-        await engine.logs.begin_run(container, bundle)
+        engine.logs.begin_run(container, bundle)
         await self.attachments.begin_run(container, bundle)
         self._watch(run)
         if active.cancelled.is_set():
@@ -648,8 +652,29 @@ class Supervisors:
         """Raises: Conflict."""
         run = self.run_of(container)
         if container.config.tty:
-            conmon.resize(run.bundle, height, width)
+            run.size = (height, width)
+            if not run.sizing:
+                run.sizing = True
+                self._engine.nursery.start_soon(self._apply_size, run)
         self._engine.events.container(container, "resize", height=str(height), width=str(width))
+
+    async def _apply_size(self, run: Run) -> None:
+        """Tell conmon the size that was asked for last.
+
+        conmon 2.1.6 loses the second of two sizes that it reads at once (docker sends two at every attach), so they go
+        apart, and the last of several goes again: a terminal that has its size already does not notice.
+        """
+        sent: tuple[int, int] | None = None
+        again = False
+        try:
+            while run.size is not None and (again or run.size != sent):
+                again = sent is not None and run.size != sent
+                sent = run.size
+                if not conmon.resize(run.bundle, *sent):
+                    return
+                await trio.sleep(RESIZE_APART_S)
+        finally:
+            run.sizing = False
 
     # -- removal --
 
@@ -720,7 +745,7 @@ class Supervisors:
         run = Run(
             container, self._bundles.of(container.id), runtime, cgroup, handle, init, trio.current_time() - ran_s
         )
-        await self._engine.logs.begin_run(container, run.bundle, adopt=True)
+        self._engine.logs.begin_run(container, run.bundle, adopt=True)
         self._watch(run)
         self._engine.logs.changed(container.id)
         self._spawn(container, adopted=run).started.set()
@@ -740,7 +765,7 @@ class Supervisors:
             state.finished_ns = time.time_ns()
         state.oom_killed = state.oom_killed or bundle.oom.exists()
         if bundle.spool.exists():
-            await self._engine.logs.begin_run(container, bundle, adopt=True)
+            self._engine.logs.begin_run(container, bundle, adopt=True)
         lifecycle.move(state, Status.EXITED)
         state.pid, state.conmon_pid, state.conmon_start_time = 0, 0, 0
         await self._clean_up(container, kill=True)

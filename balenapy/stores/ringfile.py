@@ -95,8 +95,20 @@ class SpoolDrain:
         self._give_memory_back()
         return end
 
+    def open(self) -> None:
+        """Hold the spool before anything is written: conmon may replace it at any time from then on."""
+        if self._spool_fd < 0:
+            self._open_spool()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to take over and nothing to mark."""
+        return self._writer is None and self._spool_fd >= 0 and self.waiting_bytes == 0
+
     def end_run(self) -> None:
-        """Mark the end of the run: a line without end is not continued by the next one."""
+        """Take over the rest and mark the end: a line without end is not continued by the next run."""
+        while self.drain_some():
+            pass
         if self._writer is not None and not self.failed:
             self._writer.append_run_end()
             self._write()

@@ -1,7 +1,8 @@
 """Verb `verify`: hold the files of layers against their tar-splits, and say which are damaged.
 
 Arguments:
-    layers   [{"directory", "diff_id", "chain_id"}], of committed snapshots
+    layers   [{"directory", "diff_id", "chain_id", "sidecars"}], of committed snapshots; `sidecars`: files that belong
+             beside layer.json
     deep     read from the medium, not from the page cache, and rebuild the tar's digest as well
     idle     take the disk only when nobody else wants it, and leave nothing in the page cache
     rate     bytes a second at most; 0: no bound
@@ -10,7 +11,7 @@ Report: {"layers": [{"files", "bytes", "bad": [[path, why], ...], "whole", "side
 
 `bad` names paths below the layer's root; all names of a damaged hard link are in it. `whole`: naming paths does not
 help (the tar-split itself is damaged, or too much is), all of the layer has to be replaced; `bad` then says
-why. `sidecar`: its description beside the files is damaged.
+why. `sidecar`: "damaged" or "missing", of the description beside the files; layers that were made here may have none.
 
 What is compared: that every name is there, its type, owner, mode, link target, device number, size and contents
 (CRC-32, kept since unpacking). Not times, and of the extended attributes only overlayfs's opaque mark.
@@ -28,7 +29,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from balenapy.core import tarsplit
-from balenapy.core.sidecar import LAYER_FILE, SIDECAR_MAX_BYTES, decode_layer
+from balenapy.core.sidecar import LAYER_FILE, SIDECAR_MAX_BYTES, decode_image, decode_layer
 from balenapy.core.tarsplit import File
 from balenapy.core.tarstream import (
     BLOCK_DEVICE,
@@ -80,15 +81,16 @@ def run(arguments: dict[str, Any]) -> dict[str, Any]:
     root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     reports = []
     for layer in layers:
-        reports.append(_verify(str(layer["directory"]), str(layer["diff_id"]), str(layer["chain_id"]), deep, reading))
+        directory = str(layer["directory"])
+        sidecar = _sidecar_damage(directory, str(layer["chain_id"])) or _image_damage(directory, layer.get("sidecars"))
+        reports.append({**_verify(directory, str(layer["diff_id"]), deep, reading), "sidecar": sidecar})
         os.fchdir(root)  # out of the layer's root again
         os.chroot(".")
     return {"layers": reports}
 
 
-def _verify(directory: str, diff_id: str, chain_id: str, deep: bool, reading: Reading) -> dict[str, Any]:
+def _verify(directory: str, diff_id: str, deep: bool, reading: Reading) -> dict[str, Any]:
     """One layer. Leaves the process in the layer's root."""
-    sidecar = _sidecar_is_damaged(directory, chain_id)
     check = Check(reading)
     try:
         records = os.open(os.path.join(directory, NAME), os.O_RDONLY | os.O_CLOEXEC)
@@ -114,18 +116,31 @@ def _verify(directory: str, diff_id: str, chain_id: str, deep: bool, reading: Re
         finally:
             if displaced >= 0:
                 os.close(displaced)
-    return {**check.report(), "sidecar": sidecar}
+    return check.report()
 
 
-def _sidecar_is_damaged(directory: str, chain_id: str) -> bool:
-    """A layer that was built or loaded here may have none."""
+def _sidecar_damage(directory: str, chain_id: str) -> str:
+    """ "missing", "damaged" or ""."""
     try:
         with open(os.path.join(directory, LAYER_FILE), "rb") as file:
-            return str(decode_layer(file.read(SIDECAR_MAX_BYTES + 1)).chain_id) != chain_id
+            found = decode_layer(file.read(SIDECAR_MAX_BYTES + 1))
     except FileNotFoundError:
-        return False
+        return "missing"
     except (EngineError, OSError):
-        return True
+        return "damaged"
+    return "" if str(found.chain_id) == chain_id else "damaged"
+
+
+def _image_damage(directory: str, names: list[str] | None) -> str:
+    """Whether the descriptions of the images that end with this layer are there and whole."""
+    for name in names or ():
+        try:
+            with open(os.path.join(directory, name), "rb") as file:
+                if decode_image(file.read(SIDECAR_MAX_BYTES + 1)).file_name != name:
+                    return "damaged"
+        except (EngineError, OSError):
+            return "damaged"
+    return ""
 
 
 class Reading:

@@ -139,9 +139,7 @@ def test_filters_and_moments_are_read() -> None:
         parse_filters(["plain"])
 
 
-def test_unknown_flag_and_no_engine_have_their_exit_codes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unknown_flag_and_no_engine_have_their_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["ps", "--nope"])
     assert caught.value.code == 125

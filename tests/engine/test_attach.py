@@ -131,6 +131,18 @@ async def test_resize_reaches_the_terminal(tmp_path: Path) -> None:
 
 
 @trio_test
+async def test_the_last_of_quick_sizes_holds(tmp_path: Path) -> None:
+    async with open_rig(tmp_path) as rig:
+        container = await rig.run("sh", "-c", "read x; stty size", Tty=True, OpenStdin=True)
+        async with attached(rig, container) as client:
+            for size in ((34, 112), (33, 111), (32, 110)):
+                rig.supervisors.resize(container, *size)
+            await trio.sleep(0.3)
+            await client.send_all(b"\n")
+            assert b"32 110" in await read_all(client)
+
+
+@trio_test
 async def test_every_client_gets_what_it_asked_for(tmp_path: Path) -> None:
     async with open_rig(tmp_path) as rig:
         container = await rig.create("sh", "-c", "echo out; echo err >&2")

@@ -119,7 +119,9 @@ async def test_a_damaged_file_is_named_and_replaced_alone(
         assert on_disk(engine)["ingest"] == []
 
 
-@pytest.mark.parametrize("what", ["files", "tar-split", "layer.json", "all files", "diff"])
+@pytest.mark.parametrize(
+    "what", ["files", "tar-split", "layer.json", "no layer.json", "image", "no image", "all files", "diff"]
+)
 @trio_test
 async def test_pulling_again_always_heals(tmp_path: Path, registry: FakeRegistry, what: str) -> None:
     """Nobody has looked before: the pull notices by itself."""
@@ -134,6 +136,11 @@ async def test_pulling_again_always_heals(tmp_path: Path, registry: FakeRegistry
                 flip(layer.tar_split)
             elif what == "layer.json":
                 zero(layer.path / "layer.json")
+            elif what == "no layer.json":
+                (layer.path / "layer.json").unlink()
+            elif "image" in what:
+                for path in layer.path.glob("image-*.json"):
+                    flip(path) if what == "image" else path.unlink()
             elif what == "all files":
                 shutil.rmtree(layer.diff)
                 layer.diff.mkdir()

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import zstandard
 
+from balenapy.config import Reserve
 from balenapy.core.reference import parse_pull_reference
 from balenapy.engine import pull as module
 from balenapy.engine.engine import Engine
@@ -93,6 +95,39 @@ async def test_a_layer_that_unpacks_to_much_more_is_refused(small_disk: Path, re
         assert f": {size:.4g}MB needed, " in message
 
 
+@pytest.mark.parametrize("size", [0, 1, 255, 256, 300, 65_000, 70_000, 5_000_000])
+def test_zstd_tells_the_size_of_its_content(size: int) -> None:
+    data = os.urandom(max(0, size - 100)) + bytes(min(size, 100))
+    head = zstandard.ZstdCompressor().compress(data)[: module.ZSTD_HEAD_BYTES].ljust(module.ZSTD_HEAD_BYTES)
+    assert module.zstd_content_size(head) == size
+    unknown = zstandard.ZstdCompressor().compressobj()
+    head = (unknown.compress(data) + unknown.flush())[: module.ZSTD_HEAD_BYTES].ljust(module.ZSTD_HEAD_BYTES)
+    assert module.zstd_content_size(head) is (None if data else 0)
+    assert module.zstd_content_size(b"") is None
+
+
+@trio_test
+async def test_a_zstd_layer_that_unpacks_to_much_more_is_refused(small_disk: Path, registry: FakeRegistry) -> None:
+    filling = b"".join(os.urandom(1000) + bytes(9000) for _ in range(2000))
+    image = ImageFixture((make_tar([file("data", filling)]),), family="oci", compressions=("zstd",))
+    registry.add("team/app", "1", image)
+    async with image_engine(small_disk) as engine:
+        message = await fails_for_space(engine, f"{registry.host}/team/app:1")
+        size = (len(image.tars[0]) + len(image.layers[0].data)) / 1_000_000
+        assert f": {size:.4g}MB needed, " in message
+        await settle(engine)
+        assert on_disk(engine) == NOTHING_ON_DISK
+
+
+@pytest.mark.parametrize(
+    ("reserve", "kept"), [(Reserve(size_bytes=5 << 20), 5 << 20), (Reserve(50.0), DISK_BYTES // 2), (Reserve(), 0)]
+)
+def test_the_reserve_can_be_set(small_disk: Path, reserve: Reserve, kept: int) -> None:
+    status = os.statvfs(small_disk)
+    free = status.f_bavail * status.f_frsize
+    assert module.usable_bytes(small_disk, reserve) == pytest.approx(free - kept, abs=2 << 20)
+
+
 @trio_test
 async def test_what_unfinished_pulls_have_left_makes_room(small_disk: Path, registry: FakeRegistry) -> None:
     abandoned, wanted = random_image(3 << 20), random_image(3 << 20)
@@ -100,7 +135,7 @@ async def test_what_unfinished_pulls_have_left_makes_room(small_disk: Path, regi
     registry.add("team/app", "2", wanted)
     layer = abandoned.layers[0].digest
     async with image_engine(small_disk, max_download_attempts=1) as engine:
-        registry.fault(f"blobs/{layer}", cut_at=(3 << 20) - 1000)
+        registry.fault(f"blobs/{layer}", cut_at=(3 << 20) - 1000, times=2)  # its size is asked first
         with pytest.raises(module.RegistryError):
             await pull(engine, f"{registry.host}/team/app:1")
         assert engine.images.content.sizes()[layer] > 2 << 20
