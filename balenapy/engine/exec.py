@@ -411,6 +411,7 @@ class _Starting:
             # The runtime's own words would be taken for the process's.
             command.insert(1, f"--log=/proc/self/fd/{self._runtime_log}")
             theirs = self._make_pipes(found, attached=attached)
+            run.runtime.cgroups.expect_moves_nowait()
             child = Child(
                 command,
                 stdin=theirs[0],

@@ -344,6 +344,7 @@ class Supervisors:
             keep_stdin=container.config.tty or not container.config.stdin_once,
             log=log_options,
         )
+        runtime.cgroups.expect_moves_nowait()
         created = await conmon.create(argv, bundle)
         cgroup = runtime.cgroups.of_spec(spec["linux"]["cgroupsPath"])
         run = Run(container, bundle, runtime, cgroup, created.conmon, ProcessHandle.open(created.pid))
@@ -673,6 +674,8 @@ class Supervisors:
                 if not conmon.resize(run.bundle, *sent):
                     return
                 await trio.sleep(RESIZE_APART_S)
+        except SystemFailure as error:
+            log.warning("terminal cannot be resized container=%s error=%s", run.container.short_id, error.message)
         finally:
             run.sizing = False
 

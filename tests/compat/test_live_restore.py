@@ -16,6 +16,7 @@ import pytest
 from tests.compat.cli import Cli
 from tests.engine_process import EngineProcess, leftovers, read_line, running_engine, wait_until
 from tests.leftovers import CGROUP_ROOT, Leftovers, mounts_under, wait_for_no_leftovers
+from tests.terminal import Terminal
 
 pytestmark = pytest.mark.root
 
@@ -174,14 +175,20 @@ def test_a_terminal_can_be_attached_again(cli: Cli, busybox: str) -> None:
         crash(cli)
         terminal.wait()
     with cli.terminal("attach", "shell", rows=30, columns=100) as terminal:
-        terminal.send("echo is $mark; stty size\n")
+        terminal.send("echo is $mark\n")
         terminal.expect("^is kept\r\n")
-        terminal.expect("^30 100\r\n")
+        # An attach asks for two sizes, one row and column larger first.
+        wait_until(lambda: size_told(terminal) == "30 100", what="the size of the new terminal")
         terminal.send("exit 6\n")
         status = terminal.wait()
 
     assert status == 6
     assert cli.state("shell", "ExitCode") == "6"
+
+
+def size_told(terminal: Terminal) -> str:
+    terminal.send("stty size\n")
+    return terminal.expect(r"^(\d+ \d+)\r\n").group(1)
 
 
 def test_open_stdin_survives(cli: Cli, busybox: str) -> None:

@@ -6,8 +6,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import trio
 
 from balenapy.linux.cgroups import CGROUP_ROOT, Cgroups, Hierarchy, Mode, parse_blkio, parse_keyed
+from tests.trio_tests import trio_test
 
 HYBRID = """\
 30 23 0:26 / /sys/fs/cgroup ro,nosuid shared:9 - tmpfs tmpfs ro,mode=755
@@ -101,3 +103,22 @@ def test_a_cgroup_with_processes_below_it_is_emptied_and_removed() -> None:
         for one in cgroup.directories():
             if one.parent.is_dir():
                 one.parent.rmdir()
+
+
+@pytest.mark.root
+@trio_test
+async def test_expecting_moves_changes_nothing_and_is_done_once_at_a_time() -> None:
+    cgroups = Cgroups.read()
+    before = where_we_are()
+
+    for _ in range(3):
+        cgroups.expect_moves_nowait()
+    with trio.fail_after(10):
+        while cgroups._expecting_moves:  # noqa: ASYNC110 (a thread of which nobody waits)
+            await trio.sleep(0.01)
+
+    assert where_we_are() == before
+
+
+def where_we_are() -> str:
+    return Path("/proc/self/cgroup").read_text()
