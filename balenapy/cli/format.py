@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from balenapy.cli.client import ClientError
+from balenapy.core.timefmt import SECOND_NS, human_duration
 
 _ACTION = re.compile(r"\{\{\s*(?:(json)\s+)?((?:\.\w+)+|\.)\s*\}\}")
 
@@ -38,28 +39,7 @@ def human_size(size_bytes: float, digits: int = 4) -> str:
 
 def age(created_s: float) -> str:
     """`5 minutes ago`."""
-    return f"{human_duration(time.time() - created_s)} ago"
-
-
-def human_duration(seconds: float) -> str:
-    """Source: docker/go-units HumanDuration."""
-    whole = int(seconds)
-    minutes, hours = whole // 60, round(seconds / 3600)
-    for limit, text in (
-        (whole < 1, "Less than a second"),
-        (whole == 1, "1 second"),
-        (whole < 60, f"{whole} seconds"),
-        (minutes == 1, "About a minute"),
-        (minutes < 60, f"{minutes} minutes"),
-        (hours == 1, "About an hour"),
-        (hours < 48, f"{hours} hours"),
-        (hours < 24 * 7 * 2, f"{hours // 24} days"),
-        (hours < 24 * 30 * 2, f"{hours // 24 // 7} weeks"),
-        (hours < 24 * 365 * 2, f"{hours // 24 // 30} months"),
-    ):
-        if limit:
-            return text
-    return f"{hours // 24 // 365} years"
+    return f"{human_duration(int((time.time() - created_s) * SECOND_NS))} ago"
 
 
 def short_id(identifier: str) -> str:

@@ -12,11 +12,12 @@ import pytest
 
 from balenapy.cli.client import Client, ClientError, EngineAnswer
 from balenapy.cli.containers import create_body
-from balenapy.cli.format import human_duration, human_size, ports, table
+from balenapy.cli.format import human_size, ports, table
 from balenapy.cli.images import parse_filters, split_reference
 from balenapy.cli.main import build_parser, main
 from balenapy.cli.system import parse_moment
 from balenapy.cli.terminal import HEADER, Frames
+from balenapy.core.timefmt import SECOND_NS, human_duration
 
 
 def options(*arguments: str) -> argparse.Namespace:
@@ -44,7 +45,7 @@ def test_sizes_are_decimal_with_four_digits(size: int, expected: str) -> None:
     ],
 )  # fmt: skip
 def test_durations_are_told_as_docker_tells_them(seconds: float, expected: str) -> None:
-    assert human_duration(seconds) == expected
+    assert human_duration(int(seconds * SECOND_NS)) == expected
 
 
 def test_columns_are_three_blanks_apart_and_ten_wide() -> None:
