@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,16 +43,8 @@ def nothing_left_behind() -> Iterator[Leftovers]:
     yield before
     # An engine switches forwarding on for its containers, as dockerd does, and leaves it on.
     IP_FORWARD.write_text(forwarding)
-    _reap()
     added = wait_for_no_leftovers(before)
     assert added == {}, f"the suite left behind: {added}"
-
-
-def _reap() -> None:
-    """Engines that tests build in this process make it the subreaper of containers that end after them."""
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
 
 
 @pytest.fixture(scope="session")

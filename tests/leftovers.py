@@ -7,6 +7,7 @@ to the marks of this process (`claim`).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -83,8 +84,20 @@ def wait_for_no_leftovers(before: Leftovers, timeout_s: float = 10.0, *, ignore:
     """Give asynchronous clean-up (zombies, cgroups, lazy unmounts) a moment; what is still there is the answer."""
     deadline = time.monotonic() + timeout_s
     while (added := leftovers().added_since(before, ignore)) and time.monotonic() < deadline:
+        _reap(added.get("processes", []))
         time.sleep(0.1)
     return added
+
+
+def _reap(lines: list[str]) -> None:
+    """Take in the dead among them that are our children.
+
+    An engine that a test builds in this process makes it the subreaper of the conmons of every other engine: they end
+    when they like, and nobody waits for them here.
+    """
+    for line in lines:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(int(line.split()[0]), os.WNOHANG)
 
 
 def open_descriptors(pid: int) -> Counter[str]:
