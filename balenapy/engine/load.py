@@ -20,7 +20,7 @@ from balenapy.core.digest import Digest
 from balenapy.core.imagearchive import ArchivedImage, Contents, InvalidArchive
 from balenapy.core.tarstream import LINK, REGULAR, SYMLINK, Entry, NeedData, TarReader
 from balenapy.engine.assembly import CHUNK_BYTES, Assembly, NewImage, Unpacked
-from balenapy.engine.pull import one_error
+from balenapy.engine.pull import one_error, require_room
 from balenapy.errors import InvalidParameter
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ class _Loading:
                 raise InvalidArchive(f"archive holds more than {imagearchive.DOCUMENTS_MAX_BYTES} bytes of documents")
             self._documents[name] = bytes(head)
         else:
-            await self._unpack(name, bytes(head))
+            await self._unpack(name, size, bytes(head))
 
     def _known_layer(self, name: str) -> Layer | None:
         """A layer that the member is, by its name: some archives call layers by their digests."""
@@ -217,13 +217,15 @@ class _Loading:
         diff_id = f"sha256:{match[1]}"
         return next((layer for layer in self._engine.snapshots.layers() if layer.diff_id == diff_id), None)
 
-    async def _unpack(self, name: str, head: bytes) -> None:
+    async def _unpack(self, name: str, size: int, head: bytes) -> None:
         async def feed(stdin: trio.abc.SendStream) -> None:
             await stdin.send_all(head)
             while data := await self._archive.content():
                 await stdin.send_all(data)
 
         new = {layer.diff_id for layer in self._engine.snapshots.layers()}
+        # Compressed, it may need more: then the disk says so, and everything is rolled back.
+        await require_room(self._engine, f"cannot load {name}", lambda: size)
         try:
             unpacked = await self._work.unpack(feed)
         except InvalidParameter as error:

@@ -467,23 +467,15 @@ class _Pull:
         if not missing:
             return
         estimates = {layer.digest: extracted_estimate(layer) for layer in missing}
-        free = await self._free_bytes()
+        free = await free_bytes(self._engine)
         if self._peak_bytes(missing, {digest: size * PLENTY for digest, size in estimates.items()}) <= free:
             return
         # It may be tight: now it is worth asking. What unfinished pulls have left makes room first.
         for layer in missing:
             estimates[layer.digest] = await self._extracted_bytes(layer) or estimates[layer.digest]
-        needed = self._peak_bytes(missing, estimates)
-        if needed > free:
-            await self._engine.images.drop_unfinished()
-            await self._engine.images.collector.collect()
-            await self._engine.snapshots.trash.empty()
-            needed, free = self._peak_bytes(missing, estimates), await self._free_bytes()
-        if needed > free:
-            raise NoSpace(
-                f"cannot pull {self._reference.familiar()}: "
-                f"{progress.human_size(needed)} needed, {progress.human_size(max(0, free))} free: {NO_SPACE}"
-            )
+        await require_room(
+            self._engine, f"cannot pull {self._reference.familiar()}", lambda: self._peak_bytes(missing, estimates)
+        )
 
     def _peak_bytes(self, missing: list[Descriptor], extracted: dict[Digest, int]) -> int:
         """All layers extracted, and the largest blobs staged that can be at once."""
@@ -521,11 +513,6 @@ class _Pull:
             log.info("cannot ask for a layer's size digest=%s error=%s", layer.digest, error.message)
             return None
         return length if length >= layer.size_bytes else None
-
-    async def _free_bytes(self) -> int:
-        root = self._engine.config.data_root
-        reserve = self._engine.config.pull_reserve
-        return await trio.to_thread.run_sync(usable_bytes, root, reserve, limiter=self._engine.limiters.files)
 
     async def _give_up(self, digests: list[Digest]) -> None:
         """Drop what this pull has left, unless another one works under the same lease: going on makes no sense."""
@@ -898,6 +885,32 @@ class WrongBlob(DataLoss):
 
 
 # --- space
+
+
+async def require_room(engine: Engine, what: str, needed: Callable[[], int]) -> None:
+    """Refuse what cannot fit; what unfinished pulls have left makes room first.
+
+    Args:
+        what: how the message begins. needed: bytes; asked again when room was made.
+    Raises: NoSpace.
+    """
+    if needed() <= await free_bytes(engine):
+        return
+    await engine.images.drop_unfinished()
+    await engine.images.collector.collect()
+    await engine.snapshots.trash.empty()
+    still, free = needed(), await free_bytes(engine)
+    if still > free:
+        raise NoSpace(
+            f"{what}: {progress.human_size(still)} needed, {progress.human_size(max(0, free))} free: {NO_SPACE}"
+        )
+
+
+async def free_bytes(engine: Engine) -> int:
+    """What a pull or load may fill of the data root's disk."""
+    return await trio.to_thread.run_sync(
+        usable_bytes, engine.config.data_root, engine.config.pull_reserve, limiter=engine.limiters.files
+    )
 
 
 def usable_bytes(root: Path, reserve: Reserve | None) -> int:

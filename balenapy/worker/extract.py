@@ -51,6 +51,8 @@ _MAX_TIME_NS = (1 << 63) - 1  # Go's time.Time as nanoseconds; beyond, dockerd u
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SPECIAL_BITS = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
 _PENDING = struct.Struct("<qqH")
+LARGE_BYTES = 1 << 20
+LARGE_FILES = 4096
 
 
 class Extractor:
@@ -65,6 +67,7 @@ class Extractor:
     def __init__(self, displaced: int | None = None, *, whiteouts: bool = True) -> None:
         self.size_bytes = 0  # as dockerd counts a layer: file contents and link targets, hard links once
         self.disk_bytes = 0  # about what it takes: whole blocks, one for a directory
+        self.large: list[bytes] = []  # paths of files of a megabyte and more, the first few thousand
         self._displaced = displaced
         self._whiteouts = whiteouts
         self._times = bytearray()  # of directories, packed: a layer may have a million
@@ -129,6 +132,20 @@ class Extractor:
             os.close(fd)
         self.size_bytes += entry.size
         self.disk_bytes += entry.size + -entry.size % self._block
+        if entry.size >= LARGE_BYTES and len(self.large) < LARGE_FILES:
+            self.large.append(self.path)
+
+    def forget_pages(self) -> None:
+        """Give back the page cache of large files, once they are synced: it belongs to the applications."""
+        for path in self.large:
+            try:
+                if not stat.S_ISREG(os.lstat(path).st_mode):
+                    continue  # replaced by a later entry; a device must not be opened
+                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except OSError:
+                continue
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
 
     def finish_all(self) -> None:
         """Set the times of directories: nothing is made in them any more."""

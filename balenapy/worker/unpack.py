@@ -62,6 +62,7 @@ def run(arguments: dict[str, Any]) -> dict[str, Any]:
     displaced.close()
     root = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
     syscalls.syncfs(root)  # the unit of work's one sync; linux/durable would be in the daemon, and no layer
+    extractor.forget_pages()
     return {
         "digest": f"sha256:{source.hash.hexdigest()}",
         "size": source.size,

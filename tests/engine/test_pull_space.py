@@ -16,6 +16,7 @@ from balenapy.engine.engine import Engine
 from balenapy.linux import syscalls
 from balenapy.stores.content import NoSpace
 from tests.compat.images import file, make_tar
+from tests.engine.archives import archive, docker_members, load_error
 from tests.engine.image_engine import NO_ROWS, NOTHING_ON_DISK, image_engine, on_disk, pull, rows, settle
 from tests.images_fixture import ImageFixture, layered
 from tests.registry.fake import FakeRegistry, fake_registry
@@ -93,6 +94,18 @@ async def test_a_layer_that_unpacks_to_much_more_is_refused(small_disk: Path, re
         message = await fails_for_space(engine, f"{registry.host}/team/app:1")
         size = (len(image.tars[0]) + len(image.layers[0].data)) / 1_000_000
         assert f": {size:.4g}MB needed, " in message
+
+
+@trio_test
+async def test_a_load_that_cannot_fit_fails_before_the_layer_is_written(small_disk: Path) -> None:
+    image = random_image(1 << 20, 15 << 20)
+    async with image_engine(small_disk) as engine:
+        message = await load_error(engine, archive(docker_members(image)))
+        assert message.startswith("cannot load layer1.tar: 15.74MB needed, ")
+        assert message.endswith("MB free: no space left on device")
+        await settle(engine)
+        assert rows(engine) == NO_ROWS
+        assert on_disk(engine) == NOTHING_ON_DISK
 
 
 @pytest.mark.parametrize("size", [0, 1, 255, 256, 300, 65_000, 70_000, 5_000_000])

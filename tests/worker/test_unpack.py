@@ -213,6 +213,21 @@ def test_what_follows_the_end_belongs_to_the_diff_id(worker: Worker) -> None:
     assert os.listdir(worker.diff) == ["a"]
 
 
+def test_the_page_cache_of_large_files_is_given_back(worker: Worker) -> None:
+    layer = tars.file(b"large", os.urandom(3 << 20)) + tars.file(b"small", b"x" * 5000) + tars.END
+    report = worker.run("unpack", layer, directory=str(worker.snapshot))
+
+    assert "error" not in report
+    assert resident_bytes(worker.diff / "large") == 0
+    assert resident_bytes(worker.diff / "small") > 0
+
+
+def resident_bytes(path: Path) -> int:
+    """What of a file is in the page cache (util-linux)."""
+    command = ["fincore", "--bytes", "--noheadings", "--output", "RES", str(path)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
 def test_an_empty_layer(worker: Worker) -> None:
     report = worker.unpack(tars.END)
 
