@@ -33,6 +33,19 @@ class Base(Protocol):
         """Exactly that range of a member's content."""
 
 
+class Tar(Protocol):
+    """One uncompressed layer tar, and where its members lie."""
+
+    def __len__(self) -> int: ...
+
+    def member(self, ordinal: int) -> Member: ...
+
+    def members(self) -> list[Member]: ...
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """That range, shorter at the end."""
+
+
 class LayerTar:
     """One uncompressed layer tar in an open file, and where its members lie."""
 
@@ -87,14 +100,14 @@ class _Buffered:
 class TarBase:
     """A base out of layer tars, lowest first."""
 
-    def __init__(self, tars: Sequence[LayerTar]) -> None:
-        self.tars = tuple(tars)
+    def __init__(self, tars: Sequence[Tar]) -> None:
+        self.tars: tuple[Tar, ...] = tuple(tars)
 
     @property
     def layers(self) -> int:
         return len(self.tars)
 
-    def _member(self, layer: int, ordinal: int) -> tuple[LayerTar, Member]:
+    def _member(self, layer: int, ordinal: int) -> tuple[Tar, Member]:
         if not (0 <= layer < len(self.tars) and 0 <= ordinal < len(self.tars[layer])):
             raise WrongBase(f"the base has no member {ordinal} in layer {layer}")
         return self.tars[layer], self.tars[layer].member(ordinal)

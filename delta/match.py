@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from delta.base import LayerTar, TarBase
+from delta.base import Tar, TarBase
 from delta.tarmembers import BLOCK, Member
 
 # What changes in a file's name when its version does: `numpy-1.26.2.dist-info`, `libopenblas-1a2b3c4d.so`,
@@ -55,7 +55,7 @@ def path_of(header: bytes) -> bytes:
     return name.removeprefix(b"./").strip(b"/")
 
 
-def survey(tar: LayerTar) -> Iterator[Known]:
+def survey(tar: Tar) -> Iterator[Known]:
     """All members of a tar, their contents digested."""
     for member in tar.members():
         header = tar.pread(member.start, member.content - member.start)

@@ -18,6 +18,7 @@ VERBS = {
     "inflate": "balenapy.worker.inflate",
     "mend": "balenapy.worker.mend",
     "pack": "balenapy.worker.pack",
+    "patch": "balenapy.worker.patch",
     "unpack": "balenapy.worker.unpack",
     "verify": "balenapy.worker.verify",
 }

@@ -9,7 +9,7 @@ from typing import Any
 
 from balenapy.errors import InvalidParameter
 from balenapy.worker import process
-from balenapy.worker.unpack import Source
+from balenapy.worker.unpack import CHUNKS_AHEAD, Ahead, Source
 
 
 def run(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -19,9 +19,10 @@ def run(arguments: dict[str, Any]) -> dict[str, Any]:
         raise InvalidParameter("inflate: `output` must be a descriptor")
     source = Source(0)
     source.begin()
-    source.start()
+    plain = Ahead(source.pieces(), CHUNKS_AHEAD)
+    plain.start()
     size_bytes = 0
-    while piece := source.next():
+    while piece := plain.next():
         process.write_all(output, piece)
         size_bytes += len(piece)
     return {"size_bytes": size_bytes}

@@ -19,6 +19,7 @@ import hashlib
 import os
 import threading
 import zlib
+from collections.abc import Iterator
 from queue import SimpleQueue
 from typing import Any
 
@@ -43,13 +44,18 @@ def run(arguments: dict[str, Any]) -> dict[str, Any]:
         raise InvalidParameter("unpack: `directory` must be an absolute path")
     source = Source(0)
     source.begin()
+    report = unpack(Ahead(source.pieces(), CHUNKS_AHEAD), directory, arguments.get("only"))
+    return {"digest": f"sha256:{source.hash.hexdigest()}", "size": source.size, **report}
+
+
+def unpack(source: Ahead, directory: str, only: list[str] | None) -> dict[str, Any]:
+    """Make a layer's directory of its tar, or some paths of it; the part of the report that tells of the tar."""
     diff = os.path.join(directory, "diff")
     try:
         os.mkdir(diff, 0o755)
     except FileExistsError:
         if os.listdir(diff):
             raise Conflict(f"unpack: {diff} is not empty") from None
-    only = arguments.get("only")
     split = SplitWriter(directory) if only is None else NoSplit()
     displaced = Displaced(directory)
     process.enter(diff)
@@ -64,8 +70,6 @@ def run(arguments: dict[str, Any]) -> dict[str, Any]:
     syscalls.syncfs(root)  # the unit of work's one sync; linux/durable would be in the daemon, and no layer
     extractor.forget_pages()
     return {
-        "digest": f"sha256:{source.hash.hexdigest()}",
-        "size": source.size,
         "diff_id": f"sha256:{unpacker.hash.hexdigest()}",
         "size_bytes": unpacker.extractor.size_bytes,
         "disk_bytes": unpacker.extractor.disk_bytes,
@@ -73,16 +77,46 @@ def run(arguments: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+class Ahead:
+    """Pieces that a thread of its own makes, so many ahead of who takes them."""
+
+    def __init__(self, pieces: Iterator[bytes], ahead: int) -> None:
+        self._pieces = pieces
+        self._ahead: SimpleQueue[bytes | BaseException | None] = SimpleQueue()
+        self._room = threading.Semaphore(ahead)
+
+    def start(self) -> None:
+        threading.Thread(target=self._pump, daemon=True).start()
+
+    def next(self) -> bytes:
+        """The next piece; b"" after the last. Raises what making it raised."""
+        piece = self._ahead.get()
+        if isinstance(piece, BaseException):
+            raise piece
+        if piece is None:
+            return b""
+        self._room.release()
+        return piece
+
+    def _pump(self) -> None:
+        try:
+            for piece in self._pieces:
+                self._room.acquire()
+                self._ahead.put(piece)
+        except BaseException as error:
+            self._ahead.put(error)
+        else:
+            self._ahead.put(None)
+
+
 class Source:
-    """stdin, hashed and decompressed by a thread of its own, as bounded pieces."""
+    """stdin, hashed and decompressed, as bounded pieces."""
 
     def __init__(self, fd: int) -> None:
         self.hash = hashlib.sha256()
         self.size = 0
         self._fd = fd
         self._head = b""
-        self._ahead: SimpleQueue[bytes | BaseException | None] = SimpleQueue()
-        self._room = threading.Semaphore(CHUNKS_AHEAD)
         self._decoder: Decoder
 
     def begin(self) -> None:
@@ -97,35 +131,15 @@ class Source:
             self._head += data
         self._decoder = open_decoder(self._head)
 
-    def start(self) -> None:
-        threading.Thread(target=self._pump, daemon=True).start()
-
-    def next(self) -> bytes:
-        """The next piece; b"" after the last. Raises what reading or decompressing raised."""
-        piece = self._ahead.get()
-        if isinstance(piece, BaseException):
-            raise piece
-        if piece is None:
-            return b""
-        self._room.release()
-        return piece
-
-    def _pump(self) -> None:
-        try:
-            data = self._head
-            self._head = b""
-            while data:
-                self.hash.update(data)
-                self.size += len(data)
-                for piece in self._decoder.feed(data):
-                    self._room.acquire()
-                    self._ahead.put(piece)
-                data = os.read(self._fd, READ_BYTES)
-            self._decoder.close()
-        except BaseException as error:
-            self._ahead.put(error)
-        else:
-            self._ahead.put(None)
+    def pieces(self) -> Iterator[bytes]:
+        data = self._head
+        self._head = b""
+        while data:
+            self.hash.update(data)
+            self.size += len(data)
+            yield from self._decoder.feed(data)
+            data = os.read(self._fd, READ_BYTES)
+        self._decoder.close()
 
 
 class NoSplit:
@@ -174,7 +188,7 @@ class Displaced:
 class Unpacker:
     """Feeds the tar reader, and gives each event to the hash, the tar-split and the extractor."""
 
-    def __init__(self, source: Source, split: SplitWriter | NoSplit, extractor: Extractor) -> None:
+    def __init__(self, source: Ahead, split: SplitWriter | NoSplit, extractor: Extractor) -> None:
         self.hash = hashlib.sha256()
         self.extractor = extractor
         self.entries = 0
