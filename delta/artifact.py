@@ -9,23 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from delta import native, tardiff
 from delta.base import LayerTar, TarBase
-from delta.errors import Malformed, WrongBase, WrongResult
+from delta.errors import Malformed, Unsupported, WrongBase, WrongResult
 from delta.maker import LayerMaker, Line, Settings
 from delta.match import BaseIndex, survey
-from delta.oci import (
-    MANIFEST,
-    Image,
-    LayoutWriter,
-    blob_path,
-    compact,
-    open_layer,
-    parse_json,
-    read_blob,
-    sha256,
-)
+from delta.oci import Image, LayoutWriter, blob_path, compact, open_layer, parse_json, read_blob
+from delta.registry import MANIFEST, Document
 
 ARTIFACT_TYPE = "application/vnd.balenapy.image.delta.v1"
 CONFIG_TYPE = "application/vnd.balenapy.image.delta.config.v1+json"
@@ -65,6 +57,7 @@ class Delta:
     """A delta of an image, in a layout."""
 
     path: Path
+    manifest: Document
     base_config: str
     target_config: str
     base_diff_ids: tuple[str, ...]
@@ -89,6 +82,19 @@ def make(
 ) -> Report:
     """Write the delta from one image to another as a layout."""
     writer = LayoutWriter(output)
+    report = write(writer, old, new, settings, progress)
+    writer.close()
+    return report
+
+
+def write(
+    writer: LayoutWriter,
+    old: Image,
+    new: Image,
+    settings: Settings,
+    progress: Callable[[int, int, int], object] = lambda layer, done, total: None,
+) -> Report:
+    """Write the delta from one image to another into a layout that may hold others too."""
     layers, reports = [], []
     with ExitStack() as stack:
         index: BaseIndex | None = None
@@ -100,11 +106,12 @@ def make(
                 maker = LayerMaker(index, old.diff_ids, target, settings)
                 made = maker.make(lambda done, number=number, total=total: progress(number, done, total))  # type: ignore[misc]
             layers.append({"mediaType": LAYER_TYPE, "digest": writer.blob(made.data), "size": len(made.data)})
-            reports.append(LayerReport(number, total, new.blob_bytes(number), len(made.data), made.lines))
+            reports.append(LayerReport(number, total, new.layer_bytes[number], len(made.data), made.lines))
     config = compact(
         {
             "version": VERSION,
             "base": old.config_digest,
+            **({"baseManifest": old.manifest.digest} if old.manifest.data else {}),
             "baseDiffIds": old.diff_ids,
             "targetDiffIds": new.diff_ids,
             "madeBy": "balenapy-delta",
@@ -118,50 +125,82 @@ def make(
             "artifactType": ARTIFACT_TYPE,
             "config": {"mediaType": CONFIG_TYPE, "digest": writer.blob(config), "size": len(config)},
             "layers": layers,
-            **(
-                {"subject": {"mediaType": MANIFEST, "digest": sha256(new.manifest), "size": len(new.manifest)}}
-                if new.manifest
-                else {}
-            ),
+            **({"subject": subject_of(new.manifest)} if new.manifest.data else {}),
             "annotations": {BASE_ANNOTATION: old.config_digest, TARGET_ANNOTATION: new.config_digest},
         }
     )
-    digest = writer.blob(manifest)
-    writer.close(
-        [{"mediaType": MANIFEST, "artifactType": ARTIFACT_TYPE, "digest": digest, "size": len(manifest)}]
-    )
+    writer.manifest(manifest, {"artifactType": ARTIFACT_TYPE})
     return Report(tuple(reports), len(manifest), len(config))
 
 
-def open_delta(path: Path) -> Delta:
-    """The delta in a layout.
+def subject_of(manifest: Document) -> dict[str, Any]:
+    """The descriptor by which a delta names its target."""
+    return {"mediaType": manifest.media_type, "digest": manifest.digest, "size": len(manifest.data)}
+
+
+def entries_of(path: Path) -> list[dict[str, Any]]:
+    """The descriptors in a layout's index.
 
     Raises:
-        Malformed: there is none.
+        Malformed: no layout.
+    """
+    entries = parse_json((path / "index.json").read_bytes(), f"{path}/index.json").get("manifests")
+    if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
+        raise Malformed(f"{path}/index.json: no list of manifests")
+    return entries
+
+
+def open_deltas(path: Path) -> list[Delta]:
+    """All deltas in a layout.
+
+    Raises:
+        Malformed: one of them is none.
     """
     try:
-        entries = parse_json((path / "index.json").read_bytes(), f"{path}/index.json")["manifests"]
-        entry = next((each for each in entries if each.get("artifactType") == ARTIFACT_TYPE), None)
-        if entry is None:
-            raise Malformed(f"{path}: no delta")
-        manifest = parse_json(read_blob(path, entry["digest"]), f"{path}: manifest")
-        config = parse_json(read_blob(path, manifest["config"]["digest"]), f"{path}: config")
-        annotations = manifest["annotations"]
-        missing = missing_layers(config["baseDiffIds"], config["targetDiffIds"])
-        blobs = [str(layer["digest"]) for layer in manifest["layers"] if layer["mediaType"] == LAYER_TYPE]
-        if len(blobs) != len(missing):
-            raise Malformed(f"{path}: {len(blobs)} blobs for {len(missing)} layers")
-        layers = dict(zip(missing, blobs, strict=True))
-        return Delta(
-            path,
-            str(annotations[BASE_ANNOTATION]),
-            str(annotations[TARGET_ANNOTATION]),
-            tuple(map(str, config["baseDiffIds"])),
-            tuple(map(str, config["targetDiffIds"])),
-            layers,
-        )
+        return [
+            _delta(path, entry["digest"]) for entry in entries_of(path) if entry.get("artifactType") == ARTIFACT_TYPE
+        ]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Malformed(f"{path}: not a delta: {error!r}") from None
+
+
+def open_delta(path: Path, base_diff_ids: Sequence[str] | None = None) -> Delta:
+    """The delta in a layout; of several, the one for a base.
+
+    Raises:
+        Malformed: there is none, or several and no base. WrongBase: none is for this base.
+    """
+    deltas = open_deltas(path)
+    if not deltas:
+        raise Malformed(f"{path}: no delta")
+    fitting = [each for each in deltas if each.base_diff_ids == tuple(base_diff_ids or ())]
+    if fitting:
+        return fitting[0]
+    if len(deltas) == 1:
+        return deltas[0]
+    if base_diff_ids is None:
+        raise Malformed(f"{path}: {len(deltas)} deltas")
+    raise WrongBase(f"{path}: none of {len(deltas)} deltas is for this base")
+
+
+def _delta(path: Path, digest: str) -> Delta:
+    data = read_blob(path, digest)
+    manifest = parse_json(data, f"{path}: manifest")
+    config = parse_json(read_blob(path, manifest["config"]["digest"]), f"{path}: config")
+    annotations = manifest["annotations"]
+    missing = missing_layers(config["baseDiffIds"], config["targetDiffIds"])
+    blobs = [str(layer["digest"]) for layer in manifest["layers"] if layer["mediaType"] == LAYER_TYPE]
+    if len(blobs) != len(missing):
+        raise Malformed(f"{path}: {len(blobs)} blobs for {len(missing)} layers")
+    return Delta(
+        path,
+        Document(data, MANIFEST),
+        str(annotations[BASE_ANNOTATION]),
+        str(annotations[TARGET_ANNOTATION]),
+        tuple(map(str, config["baseDiffIds"])),
+        tuple(map(str, config["targetDiffIds"])),
+        dict(zip(missing, blobs, strict=True)),
+    )
 
 
 def rebuild(delta: Delta, layer: int, base: TarBase, budget_bytes: int) -> Iterator[bytes]:
@@ -181,6 +220,7 @@ def rebuild(delta: Delta, layer: int, base: TarBase, budget_bytes: int) -> Itera
 # tar-diff, as the image deltas specification lays it out: from one layer to another, no file of others
 
 TAR_DIFF_TYPE = "application/vnd.tar-diff"
+TAR_DIFF_CONFIG_TYPE = "application/vnd.redhat.delta.config.v1+json"
 TAR_DIFF_TARGET = "io.github.containers.delta.target"
 TAR_DIFF_FROM = "io.github.containers.delta.from"
 TAR_DIFF_TO = "io.github.containers.delta.to"
@@ -198,6 +238,15 @@ class TarDiff:
 def make_tar_diffs(old: Image, new: Image, output: Path) -> int:
     """Write tar-diffs of all missing layers as a layout; the bytes a device fetches."""
     writer = LayoutWriter(output)
+    size = write_tar_diffs(writer, old, new)
+    writer.close()
+    return size
+
+
+def write_tar_diffs(writer: LayoutWriter, old: Image, new: Image) -> int:
+    """Write tar-diffs of all missing layers into a layout that may hold others too."""
+    if not new.manifest.data:
+        raise Unsupported(f"{new.name}: a tar-diff names the manifest of its target, and archives have none")
     layers = []
     with ExitStack() as stack:
         tars = [stack.enter_context(open_layer(old, layer)) for layer in range(len(old.layers))]
@@ -214,14 +263,12 @@ def make_tar_diffs(old: Image, new: Image, output: Path) -> int:
             annotations = {TAR_DIFF_FROM: old.diff_ids[source], TAR_DIFF_TO: new.diff_ids[number]}
             digest, size = writer.blob(out.getvalue()), len(out.getvalue())
             layers.append({"mediaType": TAR_DIFF_TYPE, "digest": digest, "size": size, "annotations": annotations})
-    annotations = {TAR_DIFF_TARGET: sha256(new.manifest)}
-    config = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": writer.blob(b"{}"), "size": 2}
+    annotations = {TAR_DIFF_TARGET: new.manifest.digest}
+    config = {"mediaType": TAR_DIFF_CONFIG_TYPE, "digest": writer.blob(b"{}"), "size": 2}
     manifest = compact(
         {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers, "annotations": annotations}
     )
-    writer.close(
-        [{"mediaType": MANIFEST, "digest": writer.blob(manifest), "size": len(manifest), "annotations": annotations}]
-    )
+    writer.manifest(manifest, {"annotations": annotations})
     return len(manifest) + sum(int(str(layer["size"])) for layer in layers)
 
 
@@ -229,7 +276,7 @@ def open_tar_diffs(path: Path) -> list[TarDiff]:
     """The tar-diffs in a layout; an empty list when it has none."""
     found = []
     try:
-        for entry in parse_json((path / "index.json").read_bytes(), f"{path}/index.json")["manifests"]:
+        for entry in entries_of(path):
             if TAR_DIFF_TARGET not in entry.get("annotations", {}):
                 continue
             for layer in parse_json(read_blob(path, entry["digest"]), f"{path}: manifest")["layers"]:
@@ -243,7 +290,7 @@ def open_tar_diffs(path: Path) -> list[TarDiff]:
 def rebuild_tar_diff(delta: TarDiff, old: Image, budget_bytes: int) -> Iterator[bytes]:
     """A layer's tar; when this returns without an error, it is that of the diff_id."""
     if delta.source not in old.diff_ids:
-        raise WrongBase(f"{old.path}: has no layer {delta.source}")
+        raise WrongBase(f"{old.name}: has no layer {delta.source}")
     digest = hashlib.sha256()
     with open_layer(old, old.diff_ids.index(delta.source)) as tar, delta.path.open("rb") as file:
         files = tardiff.MergedFiles(BaseIndex(TarBase([tar])))
@@ -261,6 +308,6 @@ def open_base(stack: ExitStack, delta: Delta, old: Image) -> TarBase:
         WrongBase: it is another image.
     """
     if old.diff_ids != delta.base_diff_ids:
-        raise WrongBase(f"{old.path}: not the base of this delta, {delta.base_config}")
+        raise WrongBase(f"{old.name}: not the base of this delta, {delta.base_config}")
     tars: list[LayerTar] = [stack.enter_context(open_layer(old, layer)) for layer in range(len(old.layers))]
     return TarBase(tars)

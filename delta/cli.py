@@ -10,14 +10,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from delta import artifact, librsync, native, sections
-from delta.errors import DeltaError, Unsupported, WrongResult
+from delta import artifact, librsync, native, publish, sections
+from delta.errors import DeltaError, Malformed, Unsupported, WrongResult
 from delta.maker import Settings
-from delta.oci import Image, open_image
+from delta.oci import Image, LayoutWriter, fetch_image, open_image
+from delta.registry import Reference, Repository, parse_reference
 
-ABSENT = ("push", "prune")
-
+BAR_CELLS = 30
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the exit status: 0 done, 1 failed, 2 wrong usage."""
@@ -30,58 +31,112 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+IMAGE = "OCI layout folder, docker-archive, or reference in a registry"
+DELTA = "OCI layout folder, or reference in a registry: of a delta, or of the image it leads to"
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="balenapy-delta", description="Make and apply deltas of images.")
+    parser = argparse.ArgumentParser(prog="balenapy-delta", description="Make, publish and apply deltas of images.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     make = verbs.add_parser("make", help="make the delta from image OLD to image NEW")
-    make.add_argument("old", metavar="OLD", help="OCI layout folder or docker-archive")
-    make.add_argument("new", metavar="NEW", help="OCI layout folder or docker-archive")
+    make.add_argument("old", metavar="OLD", nargs="?", help=f"{IMAGE}; left out with --against-last")
+    make.add_argument("new", metavar="NEW", help=IMAGE)
     make.add_argument("-o", "--output", type=Path, required=True, help="the delta, an OCI layout")
+    make.add_argument(
+        "--against-last", type=int, metavar="N", help="make those from the N newest other images of NEW's repository"
+    )
+    make.add_argument("--tags", default="*", metavar="PATTERN", help="of which tags these may be (default: *)")
     make.add_argument("--format", choices=("native", "tar-diff", "librsync", "balena"), default="native")
-    make.add_argument("--platform", help="os/architecture[/variant], when an index has several images")
     make.add_argument("--effort", choices=("default", "fast"), default="default")
     make.add_argument("--jobs", type=int, default=1, help="files worked on at once (default: 1)")
     make.add_argument("--codecs", default="bsdiff,zstd", help="what may be used (default: bsdiff,zstd)")
-    make.add_argument("-q", "--quiet", action="store_true", help="no progress")
     make.set_defaults(run=_make)
 
     apply = verbs.add_parser("apply", help="rebuild the changed layers of NEW from DELTA and OLD")
-    apply.add_argument("delta", metavar="DELTA", type=Path)
-    apply.add_argument("old", metavar="OLD")
+    apply.add_argument("delta", metavar="DELTA", help=DELTA)
+    apply.add_argument("old", metavar="OLD", help=IMAGE)
     apply.add_argument("-o", "--output", type=Path, required=True, help="folder for the layer tars")
     apply.set_defaults(run=_apply)
 
     verify = verbs.add_parser("verify", help="check that DELTA and OLD give every layer of its target")
-    verify.add_argument("delta", metavar="DELTA", type=Path)
-    verify.add_argument("old", metavar="OLD")
+    verify.add_argument("delta", metavar="DELTA", help=DELTA)
+    verify.add_argument("old", metavar="OLD", help=IMAGE)
     verify.set_defaults(run=_verify)
 
     inspect = verbs.add_parser("inspect", help="say what is in DELTA")
-    inspect.add_argument("delta", metavar="DELTA", type=Path)
+    inspect.add_argument("delta", metavar="DELTA", help=DELTA)
     inspect.set_defaults(run=_inspect)
 
-    for verb in (apply, verify):
+    push = verbs.add_parser("push", help="upload the deltas in DELTA to the repository of the image they lead to")
+    push.add_argument("delta", metavar="DELTA", type=Path, help="OCI layout folder")
+    push.add_argument("repository", metavar="REPOSITORY[:TAG]", help="the image's; its tag, if it came from an archive")
+    push.set_defaults(run=_push)
+
+    prune = verbs.add_parser("prune", help="drop the deltas whose base or target is gone from a repository")
+    prune.add_argument("repository", metavar="REPOSITORY")
+    prune.add_argument("--tagged", action="store_true", help="an image that no tag leads to counts as gone")
+    prune.add_argument("--dry-run", action="store_true", help="only say which")
+    prune.set_defaults(run=_prune)
+
+    for verb in (make, apply, verify):
         verb.add_argument("--platform", help="os/architecture[/variant], when an index has several images")
         verb.add_argument(
-            "--device-memory", type=int, default=native.DEFAULT_BUDGET_BYTES >> 20, help="MiB (default: 48)"
+            "--device-memory",
+            type=int,
+            default=native.DEFAULT_BUDGET_BYTES >> 20,
+            metavar="MIB",
+            help="what applying may take (default: 48)",
         )
-    for name in ABSENT:
-        absent = verbs.add_parser(name, help="not built yet")
-        absent.add_argument("rest", nargs="*")
-        absent.set_defaults(run=_absent)
+    for verb in (make, apply, verify, inspect, push, prune):
+        verb.add_argument("--insecure", action="store_true", help="take any certificate, or plain HTTP")
+        verb.add_argument("-q", "--quiet", action="store_true", help="no progress")
     return parser
 
 
-def _absent(arguments: argparse.Namespace) -> None:
-    raise Unsupported(f"{arguments.verb} is not built yet")
+class _Images:
+    """Opens what the command line names; what comes out of registries lies in a folder that goes with the command."""
+
+    def __init__(self, stack: ExitStack, arguments: argparse.Namespace) -> None:
+        self._stack = stack
+        self._insecure = arguments.insecure
+        self._platform = getattr(arguments, "platform", None)
+        self.bar = stack.enter_context(_Bar(arguments.quiet))
+        self._folder: Path | None = None
+
+    def folder(self) -> Path:
+        if self._folder is None:
+            self._folder = Path(self._stack.enter_context(TemporaryDirectory(prefix="balenapy-delta-")))
+        return self._folder
+
+    def repository(self, name: str, actions: str = "pull") -> tuple[Repository, Reference]:
+        reference = parse_reference(name)
+        return Repository(reference, insecure=self._insecure, actions=actions), reference
+
+    def open(self, name: str) -> Image:
+        if _is_local(name):
+            return open_image(Path(name), self._platform)
+        repository, reference = self.repository(name)
+        return self.fetch(repository, reference.named)
+
+    def fetch(self, repository: Repository, named: str) -> Image:
+        return fetch_image(
+            repository, named, self.folder(), self._platform, lambda done, total: self.bar("fetching", done, total)
+        )
+
+    def delta(self, name: str) -> Path:
+        """A layout with the delta in it."""
+        if _is_local(name):
+            return Path(name)
+        repository, reference = self.repository(name)
+        folder = self.folder() / "delta"
+        publish.fetch(repository, reference.named, folder)
+        return folder
 
 
-def _image(name: str, platform: str | None) -> Image:
-    path = Path(name)
-    if not path.exists():
-        raise Unsupported(f"{name}: no such file; registry references are not built yet")
-    return open_image(path, platform)
+def _is_local(name: str) -> bool:
+    """A file, or nothing but one."""
+    return Path(name).exists() or name.startswith(("/", "./", "../"))
 
 
 def _megabytes(size: int) -> str:
@@ -95,14 +150,27 @@ class _Bar:
         self._shown = not quiet and sys.stderr.isatty()
         self._next = 0.0
 
-    def __call__(self, layer: int, done: int, total: int) -> None:
-        if self._shown and time.monotonic() >= self._next:
-            self._next = time.monotonic() + 0.1
-            print(f"\rlayer {layer}: {100 * done // max(1, total):3d}%", end="", file=sys.stderr, flush=True)
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if not self._shown or (time.monotonic() < self._next and done < total):
+            return
+        self._next = time.monotonic() + 0.1
+        full = BAR_CELLS * done // max(1, total)
+        cells = "#" * full + "." * (BAR_CELLS - full)
+        line = f"{what} [{cells}] {100 * done // max(1, total):3d}% of {total / 1e6:.1f} MB"
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
-    def close(self) -> None:
+    def layer(self, layer: int, done: int, total: int) -> None:
+        self(f"layer {layer}", done, total)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
+    def clear(self) -> None:
         if self._shown:
-            print("\r" + " " * 20 + "\r", end="", file=sys.stderr, flush=True)
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _make(arguments: argparse.Namespace) -> None:
@@ -111,25 +179,72 @@ def _make(arguments: argparse.Namespace) -> None:
         return
     if arguments.format == "balena":
         raise Unsupported("--format balena is not built yet; librsync deltas of files are: --format librsync")
-    if arguments.format == "tar-diff":
-        old, new = _image(arguments.old, arguments.platform), _image(arguments.new, arguments.platform)
-        print(f"delta: {_megabytes(artifact.make_tar_diffs(old, new, arguments.output))}")
-        return
     codecs = frozenset(arguments.codecs.split(","))
     if not codecs <= {"bsdiff", "zstd"}:
         raise Unsupported(f"--codecs {arguments.codecs}: only bsdiff and zstd")
-    old, new = _image(arguments.old, arguments.platform), _image(arguments.new, arguments.platform)
-    bar = _Bar(arguments.quiet)
     settings = Settings(fast=arguments.effort == "fast", jobs=max(1, arguments.jobs), codecs=codecs)
-    report = artifact.make(old, new, arguments.output, settings, bar)
-    bar.close()
+    with ExitStack() as stack:
+        images = _Images(stack, arguments)
+        new = images.open(arguments.new)
+        writer = LayoutWriter(arguments.output)
+        for name, old in _bases(images, arguments, new):
+            if arguments.format == "tar-diff":
+                size = artifact.write_tar_diffs(writer, old, new)
+                print(f"{name}: delta: {_megabytes(size)}")
+                continue
+            report = artifact.write(writer, old, new, settings, images.bar.layer)
+            images.bar.clear()
+            _print_report(name, report)
+        writer.close()
+
+
+def _bases(images: _Images, arguments: argparse.Namespace, new: Image) -> Iterator[tuple[str, Image]]:
+    """The images that deltas are to lead from."""
+    if arguments.against_last is None:
+        if arguments.old is None:
+            raise Unsupported("make: name OLD and NEW, or --against-last N and NEW")
+        yield arguments.old, images.open(arguments.old)
+        return
+    if arguments.old is not None or arguments.against_last < 1 or _is_local(arguments.new):
+        raise Unsupported("make: --against-last N needs one reference in a registry, NEW, and N of at least 1")
+    repository, _ = images.repository(arguments.new)
+    found = publish.latest(repository, arguments.tags, new.config, arguments.against_last)
+    for tagged in found:
+        yield f"{repository}:{tagged.tag}", images.fetch(repository, tagged.manifest)
+    if not found:
+        print(f"{repository}: no other image of this platform: nothing to do")
+
+
+def _print_report(name: str, report: artifact.Report) -> None:
+    print(f"from {name}")
     full = 0
     for layer in report.layers:
         full += layer.blob_bytes
-        print(f"layer {layer.layer}: {_megabytes(layer.blob_bytes)} -> {_megabytes(layer.delta_bytes)}")
+        print(f"  layer {layer.layer}: {_megabytes(layer.blob_bytes)} -> {_megabytes(layer.delta_bytes)}")
         ways = Counter(line.how for line in layer.lines)
-        print("  " + ", ".join(f"{count} {how}" for how, count in ways.most_common()))
-    print(f"delta: {_megabytes(report.delta_bytes)} instead of {_megabytes(full)}")
+        print("    " + ", ".join(f"{count} {how}" for how, count in ways.most_common()))
+    print(f"  delta: {_megabytes(report.delta_bytes)} instead of {_megabytes(full)}")
+
+
+def _push(arguments: argparse.Namespace) -> None:
+    with ExitStack() as stack:
+        repository, reference = _Images(stack, arguments).repository(arguments.repository, "pull,push")
+        for pushed in publish.push(arguments.delta, repository, reference.tag):
+            print(f"{pushed.digest}: leads to {pushed.target}, found by {pushed.found_by}")
+            print(f"  {_megabytes(pushed.blob_bytes)} of blobs sent")
+
+
+def _prune(arguments: argparse.Namespace) -> None:
+    with ExitStack() as stack:
+        repository, _ = _Images(stack, arguments).repository(arguments.repository, "pull,push,delete")
+        deletes = publish.prune(
+            repository,
+            tagged=arguments.tagged,
+            dry_run=arguments.dry_run,
+            report=lambda dropped: print(f"{dropped.digest}: {dropped.why}"),
+        )
+        if not deletes:
+            print(f"{repository}: the registry deletes no manifests; only the indexes were cleared", file=sys.stderr)
 
 
 def _make_librsync(old: Path, new: Path, output: Path) -> None:
@@ -149,18 +264,19 @@ def _apply_librsync(delta: Path, old: Path, output: Path) -> None:
 
 
 def _apply(arguments: argparse.Namespace) -> None:
-    if arguments.delta.is_file():
-        _apply_librsync(arguments.delta, Path(arguments.old), arguments.output)
+    if Path(arguments.delta).is_file():
+        _apply_librsync(Path(arguments.delta), Path(arguments.old), arguments.output)
         return
     budget_bytes = arguments.device_memory << 20
-    old = _image(arguments.old, arguments.platform)
-    tar_diffs = artifact.open_tar_diffs(arguments.delta)
-    for tar_diff in tar_diffs:
-        _write_layer(arguments.output, tar_diff.target, artifact.rebuild_tar_diff(tar_diff, old, budget_bytes))
-    if tar_diffs:
-        return
-    opened = artifact.open_delta(arguments.delta)
     with ExitStack() as stack:
+        images = _Images(stack, arguments)
+        path, old = images.delta(arguments.delta), images.open(arguments.old)
+        tar_diffs = artifact.open_tar_diffs(path)
+        for tar_diff in tar_diffs:
+            _write_layer(arguments.output, tar_diff.target, artifact.rebuild_tar_diff(tar_diff, old, budget_bytes))
+        if tar_diffs:
+            return
+        opened = artifact.open_delta(path, old.diff_ids)
         base = artifact.open_base(stack, opened, old)
         for layer in opened.layers:
             pieces = artifact.rebuild(opened, layer, base, budget_bytes)
@@ -183,19 +299,21 @@ def _write_layer(folder: Path, diff_id: str, pieces: Iterator[bytes]) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> None:
-    old = _image(arguments.old, arguments.platform)
-    tar_diffs = artifact.open_tar_diffs(arguments.delta)
-    for tar_diff in tar_diffs:
-        size = sum(map(len, artifact.rebuild_tar_diff(tar_diff, old, arguments.device_memory << 20)))
-        print(f"{tar_diff.target}: {_megabytes(size)} rebuilt")
-    if tar_diffs:
-        return
-    opened = artifact.open_delta(arguments.delta)
+    budget_bytes = arguments.device_memory << 20
     with ExitStack() as stack:
+        images = _Images(stack, arguments)
+        path, old = images.delta(arguments.delta), images.open(arguments.old)
+        tar_diffs = artifact.open_tar_diffs(path)
+        for tar_diff in tar_diffs:
+            size = sum(map(len, artifact.rebuild_tar_diff(tar_diff, old, budget_bytes)))
+            print(f"{tar_diff.target}: {_megabytes(size)} rebuilt")
+        if tar_diffs:
+            return
+        opened = artifact.open_delta(path, old.diff_ids)
         base = artifact.open_base(stack, opened, old)
         for layer, diff_id in enumerate(opened.target_diff_ids):
             if layer in opened.layers:
-                size = sum(map(len, artifact.rebuild(opened, layer, base, arguments.device_memory << 20)))
+                size = sum(map(len, artifact.rebuild(opened, layer, base, budget_bytes)))
                 print(f"layer {layer}: {diff_id}: {_megabytes(size)} rebuilt")
             elif diff_id in old.diff_ids:
                 print(f"layer {layer}: {diff_id}: in the base")
@@ -204,7 +322,16 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    opened = artifact.open_delta(arguments.delta)
+    with ExitStack() as stack:
+        path = _Images(stack, arguments).delta(arguments.delta)
+        deltas = artifact.open_deltas(path)
+        for opened in deltas:
+            _print_delta(opened)
+        if not deltas:
+            raise Malformed(f"{path}: no delta")
+
+
+def _print_delta(opened: artifact.Delta) -> None:
     print(f"base    {opened.base_config}\ntarget  {opened.target_config}")
     for layer in opened.layers:
         with opened.blob(layer).open("rb") as file:

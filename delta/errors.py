@@ -25,3 +25,7 @@ class WrongResult(DeltaError):
 
 class Unsupported(DeltaError):
     """Not built, or of a later version of the format."""
+
+
+class RegistryFailed(DeltaError):
+    """The registry could not be reached, or said no."""

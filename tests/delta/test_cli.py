@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import tarfile
@@ -11,28 +10,13 @@ from pathlib import Path
 import pytest
 
 from delta import cli
-from delta.oci import MANIFEST, LayoutWriter, compact, sha256
+from delta.oci import compact, sha256
+from tests.delta.layouts import write_layout
 from tests.delta.make_vectors import vectors
 
 
-def write_layout(path: Path, layers: list[bytes]) -> None:
-    writer = LayoutWriter(path)
-    diff_ids = [sha256(each) for each in layers]
-    config = compact({"architecture": "arm64", "os": "linux", "rootfs": {"diff_ids": diff_ids}})
-    blobs = [gzip.compress(each, mtime=0) for each in layers]
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": MANIFEST,
-        "config": {"digest": writer.blob(config), "size": len(config)},
-        "layers": [{"digest": writer.blob(blob), "size": len(blob)} for blob in blobs],
-    }
-    raw = compact(manifest)
-    platform = {"os": "linux", "architecture": "arm64"}
-    writer.close([{"mediaType": MANIFEST, "digest": writer.blob(raw), "size": len(raw), "platform": platform}])
-
-
-def write_archive(path: Path, layers: list[bytes]) -> None:
-    config = compact({"rootfs": {"diff_ids": [sha256(each) for each in layers]}})
+def write_archive(path: Path, layers: list[bytes], more: dict[str, str] | None = None) -> None:
+    config = compact({**(more or {}), "rootfs": {"diff_ids": [sha256(each) for each in layers]}})
     names = [f"{number}/layer.tar" for number in range(len(layers))]
     files = {"config.json": config, **dict(zip(names, layers, strict=True))}
     files["manifest.json"] = json.dumps([{"Config": "config.json", "Layers": names}]).encode()
@@ -100,8 +84,10 @@ def test_failures_say_why(
     for arguments, reason in (
         (["verify", str(delta), str(new)], "not the base"),
         (["verify", str(old), str(new)], "no delta"),
-        (["make", "example.org/app:1", str(new), "-o", str(delta)], "not built yet"),
-        (["push", "x"], "push is not built yet"),
+        (["make", "127.0.0.1:1/app:1", str(new), "-o", str(delta)], "Connection refused"),
+        (["make", "No Reference", str(new), "-o", str(delta)], "neither a file nor a reference"),
+        (["make", str(new), "-o", str(delta)], "name OLD and NEW"),
+        (["push", str(delta), "127.0.0.1:1/app"], "Connection refused"),
         (["inspect", str(tmp_path / "none")], "No such file"),
         (["verify", str(delta), str(old), "--device-memory", "1"], "needs"),
     ):

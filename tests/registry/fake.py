@@ -92,6 +92,8 @@ class FakeRegistry:
         self.tags_page = 1000
         self.homes: dict[str, set[str]] | None = None  # repository -> its blobs; None: every one has all
         self.mounts = True  # whether blobs are taken over from other repositories
+        self.has_referrers = False  # whether it lists what refers to a manifest (OCI 1.1)
+        self.deletes = True  # whether manifests may be deleted
         self.uploads: dict[str, bytearray] = {}
         self.received_bytes = 0  # of uploads
         self.requests: list[Request] = []
@@ -213,7 +215,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._upload(found[1], found[2], fault)
         elif (found := re.fullmatch(r"/v2/(.+)/manifests/(.+)", path)) and self.command == "PUT":
             name = registry.add_manifest(found[1], found[2], self.headers["Content-Type"], body)
-            self._answer(201, b"", {"Docker-Content-Digest": name, **fault.headers}, fault)
+            subject = json.loads(body).get("subject") if registry.has_referrers else None
+            referring = {"OCI-Subject": subject["digest"]} if subject else {}
+            self._answer(201, b"", {"Docker-Content-Digest": name, **referring, **fault.headers}, fault)
+        elif (found := re.fullmatch(r"/v2/(.+)/manifests/(.+)", path)) and self.command == "DELETE":
+            self._delete(found[1], found[2])
+        elif (found := re.fullmatch(r"/v2/(.+)/referrers/(.+)", path)) and registry.has_referrers:
+            self._referrers(found[1], found[2], fault)
         elif found := re.fullmatch(r"/v2/(.+)/manifests/(.+)", path):
             self._manifest(found[1], found[2], fault)
         elif found := re.fullmatch(r"/v2/(.+)/blobs/(.+)", path):
@@ -235,7 +243,7 @@ class _Handler(BaseHTTPRequestHandler):
         scope = registry.tokens.get(given.removeprefix("Bearer "))
         if scope is None:
             return False
-        repository = re.match(r"/v2/(.+)/(?:manifests|blobs|tags)/", path)
+        repository = re.match(r"/v2/(.+)/(?:manifests|blobs|tags|referrers)/", path)
         return repository is None or f"repository:{repository[1]}:" in scope
 
     def _basic(self) -> str:
@@ -286,6 +294,36 @@ class _Handler(BaseHTTPRequestHandler):
             **fault.headers,
         }
         self._answer(200, data, headers, fault)
+
+    def _delete(self, repository: str, name: str) -> None:
+        """Remove a manifest and the tags that lead to it."""
+        registry = self.server.registry
+        if not registry.deletes:
+            self._error(405, "UNSUPPORTED", "the operation is unsupported")
+            return
+        found = registry.manifests.get((repository, name))
+        if found is None:
+            self._error(404, "MANIFEST_UNKNOWN", "manifest unknown")
+            return
+        for key in [key for key, held in registry.manifests.items() if key[0] == repository and held == found]:
+            del registry.manifests[key]
+        self._answer(202, b"", {})
+
+    def _referrers(self, repository: str, subject: str, fault: Fault) -> None:
+        wanted = parse_qs(urlsplit(self.path).query).get("artifactType")
+        descriptors = []
+        for (held, name), (media_type, data) in self.server.registry.manifests.items():
+            document = json.loads(data)
+            if held != repository or ":" not in name or (document.get("subject") or {}).get("digest") != subject:
+                continue
+            descriptor = {"mediaType": media_type, "digest": name, "size": len(data)}
+            descriptor |= {key: document[key] for key in ("artifactType", "annotations") if key in document}
+            if wanted is None or descriptor.get("artifactType") in wanted:
+                descriptors.append(descriptor)
+        media_type = "application/vnd.oci.image.index.v1+json"
+        body = json.dumps({"schemaVersion": 2, "mediaType": media_type, "manifests": descriptors}).encode()
+        headers = {"Content-Type": media_type, **({"OCI-Filters-Applied": "artifactType"} if wanted else {})}
+        self._answer(200, body, {**headers, **fault.headers}, fault)
 
     def _pieces(self) -> Iterator[bytes]:
         """The body of an upload as it comes."""
