@@ -21,6 +21,7 @@ from balenapy.errors import EngineError
 
 DEFAULT_HOSTS = ("unix:///var/run/balena-engine.sock", "unix:///var/run/balena.sock")
 DEFAULT_CONFIG_FILE = "/etc/balena-engine/daemon.json"
+DELTA_MODES = ("auto", "require", "off")  # core/deltaplan says what they mean
 LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
 ULIMIT_NAMES = frozenset(
     "core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack".split()
@@ -104,6 +105,8 @@ class Config:
 
     storage_driver: str = "overlay2"
     storage_opts: tuple[str, ...] = ()
+    delta_mode: str = "auto"
+    delta_memory: int = 48 << 20
     delta_data_root: str = ""
     delta_storage_driver: str = ""
     delta_storage_opts: tuple[str, ...] = ()
@@ -190,6 +193,20 @@ def _reserve(value: object) -> Reserve:
     if not 0 <= percent < 100:
         raise ValueError(f"invalid share of the disk: '{text}'")
     return Reserve(percent)
+
+
+def _delta_mode(value: object) -> str:
+    text = _text(value)
+    if text not in DELTA_MODES:
+        raise ValueError(f"{text!r} is none of {', '.join(DELTA_MODES)}")
+    return text
+
+
+def _delta_memory(value: object) -> int:
+    size = _size(value)
+    if size < 16 << 20:
+        raise ValueError(f"invalid size {size}: a delta needs at least 16m")
+    return size
 
 
 def _natural(value: object) -> int:
@@ -436,6 +453,10 @@ OPTIONS: tuple[Option, ...] = (
     Option("scrub-rate", "scrub_rate", _size, "bytes a second that the background check reads (default 4m; 0: no bound)", reloadable=True),
     Option("storage-driver", "storage_driver", _storage_driver, "overlay2", short="s"),
     Option("storage-opt", "storage_opts", _list(_text), "accepted: there is nothing to set", "storage-opts", kind="group", ignored=True),
+    Option("delta-mode", "delta_mode", _delta_mode, "whether pulls look for deltas: auto (and fall back), require, off (default auto)",
+           reloadable=True),
+    Option("delta-memory", "delta_memory", _delta_memory, "memory that applying a delta may take (default 48m, at least 16m)",
+           reloadable=True),
     Option("delta-data-root", "delta_data_root", _text, "accepted: second store of delta bases, not read yet", ignored=True),
     Option("delta-storage-driver", "delta_storage_driver", _text, "accepted, as --delta-data-root", ignored=True),
     Option("delta-storage-opt", "delta_storage_opts", _list(_text), "accepted, as --delta-data-root", "delta-storage-opts",

@@ -75,6 +75,7 @@ class Descriptor:
     urls: tuple[str, ...] = ()
     annotations: Mapping[str, str] | None = None
     platform: Platform | None = None
+    artifact_type: str = ""
 
     @property
     def is_foreign(self) -> bool:
@@ -102,6 +103,36 @@ class Index:
     digest: Digest
     raw: bytes
     manifests: tuple[Descriptor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A manifest of something that is no image: what it is tells `artifact_type`, or its config's media type."""
+
+    digest: Digest
+    artifact_type: str
+    layers: tuple[Descriptor, ...]
+    annotations: Mapping[str, str]
+
+
+def parse_artifact(raw: bytes) -> Artifact:
+    """Read an OCI manifest whatever its config is.
+
+    Raises:
+        InvalidDocument: it is none, or too long.
+    """
+    if len(raw) > DOCUMENT_MAX_BYTES:
+        raise InvalidDocument(f"manifest exceeds the limit of {DOCUMENT_MAX_BYTES} bytes")
+    document = _object(raw, "manifest")
+    if document.get("schemaVersion") != 2 or document.get("manifests") is not None:
+        raise InvalidDocument("invalid manifest: not of an artifact")
+    kind = _string(document, "artifactType", "manifest")
+    config = document.get("config")
+    if not kind and isinstance(config, dict):
+        kind = _string(config, "mediaType", "config")
+    return Artifact(
+        sha256_digest(raw), kind, tuple(_descriptors(document, "layers")), _string_map(document, "annotations") or {}
+    )
 
 
 def parse_document(raw: bytes, media_type: str) -> Manifest | Index:
@@ -230,6 +261,7 @@ def _descriptor(value: Mapping[str, Any], where: str) -> Descriptor:
         urls=tuple(urls or ()),
         annotations=_string_map(value, "annotations"),
         platform=None if platform is None else _platform(platform, f"{where}.platform"),
+        artifact_type=_string(value, "artifactType", where),
     )
 
 

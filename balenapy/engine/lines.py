@@ -23,16 +23,25 @@ class Lines:
         self._more = trio.Event()
         self._limit = progress.UpdateLimit()
         self._ended = False
+        self._held = False
 
     async def run(self) -> None:
         """Write until `end`, and then what is left."""
         while True:
-            while self._queue:
+            while self._queue and not self._held:
                 await self._write(self._queue.popleft())
-            if self._ended:
+            if self._ended:  # what is still held then belongs to an answer that is an error
                 return
             self._more = trio.Event()
             await self._more.wait()
+
+    def hold(self) -> None:
+        """Keep lines back: the answer may yet become an error with a status."""
+        self._held = True
+
+    def release(self) -> None:
+        self._held = False
+        self._more.set()
 
     def end(self) -> None:
         self._ended = True

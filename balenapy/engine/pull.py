@@ -14,14 +14,13 @@ and the second finds it done; meanwhile it shows the progress of the first.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import sqlite3
 import struct
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,8 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from balenapy.config import Reserve
-from balenapy.core import progress
+from balenapy.core import deltaplan, progress
+from balenapy.core.deltaplan import DeltaImage, DeltaPlan, DeltaRequest, Way, delta_image
 from balenapy.core.digest import Digest
 from balenapy.core.manifest import (
     GZIP_LAYERS,
@@ -46,12 +46,13 @@ from balenapy.core.manifest import (
 )
 from balenapy.core.reference import Reference
 from balenapy.core.sidecar import LAYER_FILE, ImageSidecar, LayerSidecar, SidecarDocument
+from balenapy.engine.deltas import DeltaSearch, DeltaSource, InRegistry, LayerDelta, base_of, bases_kept, open_source
+from balenapy.engine.download import Download, WrongBlob
 from balenapy.engine.lines import Lines, Write
-from balenapy.errors import DataLoss, EngineError, Forbidden, SystemFailure
+from balenapy.errors import DataLoss, EngineError, Forbidden, NotFound, SystemFailure
 from balenapy.linux import durable
 from balenapy.registry.auth import AuthConfig, decode_registry_auth
 from balenapy.registry.errors import RegistryError
-from balenapy.registry.http import RetryBudget
 from balenapy.stores import blobs, leases
 from balenapy.stores.blobs import BlobRecord
 from balenapy.stores.content import Ingest, NoSpace, file_error
@@ -67,6 +68,7 @@ log = logging.getLogger(__name__)
 
 BLAME_BYTES = 4 << 20  # so much more is fetched to know whether a blob that cannot be unpacked is what it claims
 PULLED = "Pull complete"
+NO_DELTAS = DeltaRequest(deltaplan.OFF)
 NO_SPACE = "no space left on device"
 PLENTY = 4  # times twice the packed size: with more than that free nobody is asked what it really is
 ZSTD_HEAD_BYTES = 18
@@ -78,12 +80,20 @@ class Pulls:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._slots = trio.CapacityLimiter(max(1, engine.config.max_concurrent_downloads))
+        self.patching = trio.CapacityLimiter(1)
         self._transfers: dict[str, _Transfer] = {}  # by chain_id
         self._working: Counter[str] = Counter()  # leases of pulls that are under way
         self.platform = platform_of_machine(os.uname().machine, bits=struct.calcsize("P") * 8)
         self.sleep: Callable[[float], Awaitable[None]] = trio.sleep  # tests do not wait
 
-    async def pull(self, reference: Reference, auth: str, platform: Platform | None, write: Write) -> None:
+    async def pull(
+        self,
+        reference: Reference,
+        auth: str,
+        platform: Platform | None,
+        write: Write,
+        deltas: DeltaRequest = NO_DELTAS,
+    ) -> None:
         """Pull one reference, or all tags when it has neither tag nor digest.
 
         Args:
@@ -95,11 +105,13 @@ class Pulls:
         if reference.path in ("scratch", "library/scratch"):
             raise Forbidden("'scratch' is a reserved name")
         lines = Lines(write)
+        if deltas.mode == deltaplan.REQUIRE:
+            lines.hold()  # whether there is a delta is known after the first line
         failure: EngineError | None = None
         async with one_error(), trio.open_nursery() as nursery:
             nursery.start_soon(lines.run)
             try:
-                newer = await self._pull_wanted(reference, auth, platform or self.platform, lines)
+                newer = await self._pull_wanted(reference, auth, platform or self.platform, lines, deltas)
                 done = "Downloaded newer image for" if newer else "Image is up to date for"
                 lines.message(f"Status: {done} {reference.familiar()}")
             except EngineError as error:  # what was said before it is still written
@@ -108,21 +120,28 @@ class Pulls:
         if failure is not None:
             raise failure
 
-    async def _pull_wanted(self, reference: Reference, auth: str, platform: Platform, lines: Lines) -> bool:
+    async def _pull_wanted(
+        self, reference: Reference, auth: str, platform: Platform, lines: Lines, deltas: DeltaRequest
+    ) -> bool:
         engine = self._engine
         credentials: AuthConfig | None = decode_registry_auth(auth) if auth else None
         newer = False
-        async with engine.registry.session(reference, credentials) as session:
+        came: list[tuple[Way, int]] = []
+        async with (
+            engine.registry.session(reference, credentials) as session,
+            open_source(engine, deltas, session, credentials) as source,
+        ):
             wanted = [reference]
             if reference.is_name_only:
                 wanted = [reference.with_tag(tag) for tag in await session.tags()]
             for one in wanted:
-                newer |= await _Pull(engine, self, session, one, platform, lines).run()
+                pull = _Pull(engine, self, session, one, platform, lines, deltas, source)
+                newer |= await pull.run()
+                came += pull.came_as_deltas
         found = engine.images.store.find_reference(wanted[-1]) if wanted else None
         labels = engine.images.get(found.image_id).labels if found is not None else None
-        engine.events.publish(
-            "image", "pull", reference.familiar(), {**(labels or {}), "name": reference.familiar_name()}
-        )
+        told = {**(labels or {}), "name": reference.familiar_name(), **deltaplan.event_attributes(came)}
+        engine.events.publish("image", "pull", reference.familiar(), told)
         return newer
 
     async def mend(self, record: ReferenceRecord, auth: str) -> None:
@@ -135,7 +154,9 @@ class Pulls:
         credentials: AuthConfig | None = decode_registry_auth(auth) if auth else None
         async with self._engine.registry.session(reference, credentials) as session:
             lines = Lines(_nowhere)  # nobody writes them; their number is bounded by that of the layers
-            await _Pull(self._engine, self, session, reference, self.platform, lines).mend(record.image_id)
+            source = InRegistry(session)
+            pull = _Pull(self._engine, self, session, reference, self.platform, lines, NO_DELTAS, source)
+            await pull.mend(record.image_id)
 
     async def drop_idle_leases(self) -> None:
         """Drop the leases of pulls that nobody continues at the moment (prune, a full disk)."""
@@ -191,12 +212,13 @@ async def _nowhere(_line: bytes) -> None:
 
 @dataclass(slots=True, eq=False)
 class _Watcher:
-    """One layer of one pull, as its client sees it."""
+    """One layer of one pull, as its client sees it. `size_bytes` is what its plan says will be fetched."""
 
     lines: Lines
     id: str
     total: _Total
     key: str
+    size_bytes: int
 
     def show(self, transfer: _Transfer) -> None:
         if transfer.status:
@@ -209,7 +231,16 @@ class _Watcher:
         self.lines.advance(self.id, status, current, total)
 
     def received(self, count: int) -> None:
-        self.total.note(self.key, count)
+        # Somebody else may fetch the layer, and in another way.
+        self.total.note(self.key, min(count, self.size_bytes))
+
+    def complete(self) -> None:
+        self.total.note(self.key, self.size_bytes)
+
+    def expect(self, size_bytes: int) -> None:
+        """So much will be fetched instead."""
+        self.size_bytes = size_bytes
+        self.total.expect(self.key, size_bytes)
 
 
 @dataclass(slots=True, eq=False)
@@ -233,19 +264,29 @@ class _Transfer:
         for watcher in self.watchers:
             watcher.received(count)
 
+    def complete(self) -> None:
+        for watcher in self.watchers:
+            watcher.complete()
+
 
 class _Total:
     """balena's line about all layers together: the compressed bytes that have arrived."""
 
-    def __init__(self, lines: Lines, total: int) -> None:
+    def __init__(self, lines: Lines) -> None:
         self._lines = lines
-        self._total = total
+        self._expected: dict[str, int] = {}
         self._received: dict[str, int] = {}
+
+    def expect(self, key: str, size_bytes: int) -> None:
+        """So much will come of this one; nothing has yet."""
+        self._expected[key] = size_bytes
+        self._received.pop(key, None)
 
     def note(self, key: str, count: int) -> None:
         if self._received.get(key) != count:
             self._received[key] = count
-            self._lines.advance(progress.TOTAL_ID, "", sum(self._received.values()), self._total)
+            total = sum(self._expected.values())
+            self._lines.advance(progress.TOTAL_ID, "", sum(self._received.values()), total)
 
 
 # --- one reference
@@ -271,10 +312,15 @@ class _Pull:
         reference: Reference,
         platform: Platform,
         lines: Lines,
+        deltas: DeltaRequest,
+        source: DeltaSource,
     ) -> None:
         self._engine = engine
         self._pulls = pulls
         self._session = session
+        self._deltas = deltas
+        self._source = source
+        self.came_as_deltas: list[tuple[Way, int]] = []  # and the size of the blob that was not fetched
         self._reference = reference
         self._platform = platform
         self._lines = lines
@@ -287,24 +333,33 @@ class _Pull:
         resolved = await self._resolve()
         image_id = str(resolved.manifest.config.digest)
         async with self._pulls.working(self._lease):
-            image = self._images.find(image_id)
-            if image is not None:
-                await self._verify(image)
-            if image is None or not self._is_whole(image):
-                config = await self._fetch_config(resolved.manifest)
-                image = await self._fetch_image(resolved, config)
+            image = await self._find_whole(image_id)
+            if image is None:
+                config, delta = await self._fetch_target(resolved.manifest)
+                if delta is not None:
+                    image = await self._find_whole(str(config.image_id))
+                image = image or await self._fetch_image(resolved, config, delta)
             newer = await self._commit(resolved, image)
+        self._lines.release()
         self._lines.message(f"Digest: {resolved.digest}")
         return newer
 
     async def mend(self, image_id: str) -> None:
         """Bring again what an image lacks; its references stay as they are."""
         resolved = await self._resolve()
-        if str(resolved.manifest.config.digest) != image_id:
-            raise SystemFailure(f"{self._reference.canonical()} is not {image_id}")
         async with self._pulls.working(self._lease):
-            await self._fetch_image(resolved, await self._fetch_config(resolved.manifest))
+            config, delta = await self._fetch_target(resolved.manifest)
+            if str(config.image_id) != image_id:
+                raise SystemFailure(f"{self._reference.canonical()} is not {image_id}")
+            await self._fetch_image(resolved, config, delta)
             await self._engine.images.leases.drop(self._lease)
+
+    async def _find_whole(self, image_id: str) -> ImageRecord | None:
+        """An image that is here already, if nothing of it turns out to be damaged."""
+        image = self._images.find(image_id)
+        if image is not None:
+            await self._verify(image)
+        return image if image is not None and self._is_whole(image) else None
 
     async def _verify(self, image: ImageRecord) -> None:
         """Pulling an image that is here promises that it is whole afterwards: all of it is read."""
@@ -339,48 +394,98 @@ class _Pull:
                 raise SystemFailure(f"unknown blob: foreign layer {layer.digest} ({layer.media_type}) is not supported")
         return _Resolved(digest, document, tuple(documents))
 
-    async def _fetch_config(self, manifest: Manifest) -> ImageConfig:
-        """Fetch the config and hold it against the manifest."""
-        raw = await self._session.config(manifest.config)
-        config = parse_image_config(raw)
+    async def _fetch_target(self, manifest: Manifest) -> tuple[ImageConfig, DeltaImage | None]:
+        """Fetch the config and hold it against the manifest. Of a delta image it is that of its target."""
+        config = parse_image_config(await self._session.config(manifest.config))
+        delta = delta_image(config)
+        if delta is not None:
+            config = delta.target
         check_layers(manifest, config)
         if config.os != "linux":
             raise SystemFailure(f'image operating system "{config.os}" cannot be used on this platform')
-        return config
+        return config, delta
 
     # --- layers
 
-    async def _fetch_image(self, resolved: _Resolved, config: ImageConfig) -> ImageRecord:
+    async def _fetch_image(
+        self, resolved: _Resolved, config: ImageConfig, delta: DeltaImage | None
+    ) -> ImageRecord:
         """Bring all layers here."""
+        async with AsyncExitStack() as stack:
+            plan = await self._plan(resolved.manifest, config, delta, stack)
+            self._lines.release()
+            return await self._fetch_layers(resolved, config, plan, must=delta is not None)
+
+    async def _plan(
+        self, manifest: Manifest, config: ImageConfig, delta: DeltaImage | None, stack: AsyncExitStack
+    ) -> DeltaPlan:
+        """Say how each missing layer comes, and keep what that needs until the stack is closed.
+
+        Raises: NotFound, when it must be by delta and there is none.
+        """
+        missing = [n for n, chain_id in enumerate(config.chain_ids) if not self._has(str(chain_id))]
+        if delta is not None:
+            base = base_of(self._engine, delta)
+            if not self._deltas.allows(deltaplan.CODECS_OF[deltaplan.LIBRSYNC]):
+                raise SystemFailure("this is a delta image, and its codec librsync is not allowed")
+            plan = delta.ways(manifest, base, missing)
+        else:
+            search = DeltaSearch(self._engine, self._deltas, self._source, self._reference)
+            plan = await search.plan(manifest, config, missing)
+        try:
+            await stack.enter_async_context(bases_kept(self._engine, plan))
+        except EngineError as error:  # deleted just now
+            plan = DeltaPlan(why_none=error.message)
+        if missing and not plan.ways and self._deltas.mode == deltaplan.REQUIRE:
+            raise NotFound(f"no applicable delta for {self._reference.familiar()}: {plan.why_none}")
+        return plan
+
+    async def _fetch_layers(
+        self, resolved: _Resolved, config: ImageConfig, plan: DeltaPlan, *, must: bool
+    ) -> ImageRecord:
+        """Bring them as planned.
+
+        Args:
+            must: there is no other way than the plan's.
+        """
         layers = resolved.manifest.layers
         chain_ids = [str(chain_id) for chain_id in config.chain_ids]
+        blobs = self._blobs_to_fetch(layers, plan)
         try:
-            await self._check_space(
-                [layer for layer, chain_id in zip(layers, chain_ids, strict=True) if not self._has(chain_id)]
-            )
-            missing = await self._begin(resolved, config, chain_ids)
-            total = _Total(self._lines, sum(layers[position].size_bytes for position in missing))
+            missing = [n for n, chain_id in enumerate(chain_ids) if not self._has(chain_id)]
+            staged = [blobs[n] for n in missing if n in blobs]
+            peak_bytes = await self._check_space([layers[n] for n in missing], staged, plan)
+            missing = sorted(await self._begin(resolved, config, chain_ids, blobs))
+            total = _Total(self._lines)
+            sizes = {n: plan.ways[n].size_bytes if n in plan.ways else layers[n].size_bytes for n in missing}
+            for position, size_bytes in sizes.items():
+                total.expect(str(position), size_bytes)
             for position, layer in enumerate(layers):
-                self._lines.step(layer.digest.short, "Pulling fs layer" if position in missing else "Already exists")
+                self._lines.step(layer.digest.short, "Pulling fs layer" if position in sizes else "Already exists")
+            if plan.ways and not must:
+                self._announce(plan, peak_bytes)
             sidecar = self._sidecar(resolved, config)
-            if layers and len(layers) - 1 not in missing:
+            if layers and len(layers) - 1 not in sizes:
                 await self._add_sidecar(sidecar, config.chain_id)
             done = [trio.Event() for _ in layers]
             async with one_error(), trio.open_nursery() as nursery:
                 for position, layer in enumerate(layers):
-                    if position not in missing:
+                    if position not in sizes:
                         done[position].set()
                         continue
+                    way = plan.ways.get(position)
                     task = _LayerPull(
                         self,
                         layer,
                         parent=chain_ids[position - 1] if position else "",
                         chain_id=chain_ids[position],
                         diff_id=config.diff_ids[position],
-                        watcher=_Watcher(self._lines, layer.digest.short, total, str(position)),
+                        watcher=_Watcher(self._lines, layer.digest.short, total, str(position), sizes[position]),
                         ready=done[position - 1] if position else None,
                         done=done[position],
                         image=sidecar if position == len(layers) - 1 else None,
+                        delta=self._layer_delta(way, config.diff_ids[position]) if way is not None else None,
+                        must=must or self._deltas.mode == deltaplan.REQUIRE,
                     )
                     nursery.start_soon(task.run)
                     await task.queued.wait()  # the bottom layer first: the others wait for it at the end
@@ -389,10 +494,39 @@ class _Pull:
             if not (error.retryable or isinstance(error, RegistryError)):
                 if isinstance(error, NoSpace):  # below are transactions, which need some
                     await self._engine.snapshots.trash.empty()
-                await self._give_up([layer.digest for layer in layers])
+                await self._give_up([blob.digest for blob in (*layers, *blobs.values())])
             raise
         size_bytes = self._engine.snapshots.size_bytes(config.chain_id)
         return ImageRecord(str(config.image_id), config, size_bytes=size_bytes)
+
+    def _layer_delta(self, way: Way, diff_id: Digest) -> LayerDelta:
+        pulls = self._pulls
+        return LayerDelta(
+            self._engine, self._source, way, diff_id, slots=pulls.slots, turns=pulls.patching, sleep=pulls.sleep
+        )
+
+    def _blobs_to_fetch(self, layers: Sequence[Descriptor], plan: DeltaPlan) -> dict[int, Descriptor]:
+        """What is staged for each layer that may be missing: its own blob, its delta's, or nothing."""
+        blobs = {}
+        for position, layer in enumerate(layers):
+            way = plan.ways.get(position)
+            blob = way.blob if way is not None else layer
+            if blob is not None and (way is None or self._source.blob(blob.digest) is None):
+                blobs[position] = blob
+        return blobs
+
+    def _announce(self, plan: DeltaPlan, peak_bytes: int) -> None:
+        memory = self._engine.config.delta_memory
+        self._lines.put(progress.aux(plan.aux(peak_disk_bytes=peak_bytes, peak_memory_bytes=memory)))
+        log.info(
+            "delta plan reference=%s layers=%d bytes=%d instead_of=%d peak_disk=%d peak_memory=%d",
+            self._reference.canonical(),
+            len(plan.ways),
+            plan.fetched_bytes,
+            plan.full_bytes,
+            peak_bytes,
+            memory,
+        )
 
     def _sidecar(self, resolved: _Resolved, config: ImageConfig) -> ImageSidecar:
         """What will stand beside the top layer's files."""
@@ -428,10 +562,11 @@ class _Pull:
         found = self._engine.snapshots.find(chain_id)
         return found is not None and self._engine.images.checks.damage(chain_id) is None
 
-    async def _begin(self, resolved: _Resolved, config: ImageConfig, chain_ids: list[str]) -> set[int]:
+    async def _begin(
+        self, resolved: _Resolved, config: ImageConfig, chain_ids: list[str], blobs: Mapping[int, Descriptor]
+    ) -> set[int]:
         """Transaction A: hold what is here, announce what is to come. Returns the positions of missing layers."""
         now_ns = time.time_ns()
-        layers = resolved.manifest.layers
         documents = [
             *resolved.documents,
             Document(str(config.image_id), resolved.manifest.config.media_type, config.raw),
@@ -448,40 +583,50 @@ class _Pull:
             leases.hold(connection, self._lease, now_ns, items)
             insert_documents(connection, documents)
             missing = {position for position, here in enumerate(known) if not here} | damaged
-            for position in missing:
-                layer = layers[position]
-                self._content.insert(connection, layer.digest, layer.size_bytes, now_ns)
+            for position in missing & blobs.keys():
+                self._content.insert(connection, blobs[position].digest, blobs[position].size_bytes, now_ns)
             return missing
 
         def apply(missing: set[int]) -> None:
-            for position in missing:
-                self._content.inserted(layers[position].digest, layers[position].size_bytes, now_ns)
+            for position in missing & blobs.keys():
+                self._content.inserted(blobs[position].digest, blobs[position].size_bytes, now_ns)
 
         return await self._engine.db.change(begin, apply)
 
-    async def _check_space(self, missing: list[Descriptor]) -> None:
-        """Refuse a pull that cannot fit, before its first blob byte.
+    async def _check_space(
+        self, missing: Sequence[Descriptor], blobs: Sequence[Descriptor], plan: DeltaPlan
+    ) -> int:
+        """Refuse a pull that cannot fit, before its first blob byte; the bytes it will take at most.
 
+        Args:
+            missing: the layers. blobs: what is staged for them.
         Raises: NoSpace.
         """
         if not missing:
-            return
+            return 0
         estimates = {layer.digest: extracted_estimate(layer) for layer in missing}
+        told = plan.base_of_image  # the layers of a delta image do not tell the size of what comes of them
+        if told:
+            estimates = dict.fromkeys(estimates, self._engine.snapshots.size_bytes(told) // len(estimates))
         free = await free_bytes(self._engine)
-        if self._peak_bytes(missing, {digest: size * PLENTY for digest, size in estimates.items()}) <= free:
-            return
+        needed = self._peak_bytes(missing, blobs, estimates)
+        if self._peak_bytes(missing, blobs, {digest: size * PLENTY for digest, size in estimates.items()}) <= free:
+            return needed
         # It may be tight: now it is worth asking. What unfinished pulls have left makes room first.
-        for layer in missing:
+        for layer in () if told else missing:
             estimates[layer.digest] = await self._extracted_bytes(layer) or estimates[layer.digest]
         await require_room(
-            self._engine, f"cannot pull {self._reference.familiar()}", lambda: self._peak_bytes(missing, estimates)
+            self._engine,
+            f"cannot pull {self._reference.familiar()}",
+            lambda: self._peak_bytes(missing, blobs, estimates),
         )
+        return self._peak_bytes(missing, blobs, estimates)
 
-    def _peak_bytes(self, missing: list[Descriptor], extracted: dict[Digest, int]) -> int:
+    def _peak_bytes(
+        self, missing: Sequence[Descriptor], blobs: Sequence[Descriptor], extracted: dict[Digest, int]
+    ) -> int:
         """All layers extracted, and the largest blobs staged that can be at once."""
-        staged = sorted(
-            (layer.size_bytes - self._content.staged_bytes(layer.digest) for layer in missing), reverse=True
-        )
+        staged = sorted((blob.size_bytes - self._content.staged_bytes(blob.digest) for blob in blobs), reverse=True)
         at_once = max(1, self._engine.config.max_concurrent_downloads)
         return sum(extracted[layer.digest] for layer in missing) + sum(staged[:at_once])
 
@@ -597,7 +742,14 @@ class _LayerPull:
         ready: trio.Event | None,
         done: trio.Event,
         image: ImageSidecar | None,
+        delta: LayerDelta | None,
+        must: bool,
     ) -> None:
+        """
+        Args:
+            ready: when the layer below is committed. done: to be set when this one is.
+            must: what cannot come by delta does not come at all.
+        """
         self._pull = pull
         self._engine = pull.engine
         self._content = pull.engine.images.content
@@ -610,6 +762,8 @@ class _LayerPull:
         self._ready = ready
         self._done = done
         self._image = image
+        self._delta = delta
+        self._must = must
         self.queued = trio.Event()  # it has its place among those who wait for a download slot, or needs none yet
 
     async def run(self) -> None:
@@ -621,14 +775,14 @@ class _LayerPull:
             self.queued.set()
         async with self._pull.pulls.transfer(self._chain_id, self._watcher) as transfer:
             if await self._is_done_already():
-                self._watcher.received(self._layer.size_bytes)
+                self._watcher.complete()
                 if transfer.status != PULLED:
                     self._watcher.step(PULLED)
             else:
                 damage = self._engine.images.checks.damage(self._chain_id)
                 if damage is None or not await self._mend(damage, transfer):
                     await self._obtain(transfer)
-                transfer.received(self._layer.size_bytes)
+                transfer.complete()
                 transfer.step(PULLED)
         self.queued.set()
         self._done.set()
@@ -694,6 +848,10 @@ class _LayerPull:
 
         A staged prefix that turns out wrong is thrown away and all of it fetched again.
         """
+        if self._delta is not None and (self._must or only is None):
+            unpacked = await self._apply_delta(self._delta, transfer, only)
+            if unpacked is not None:
+                return unpacked
         slots = self._pull.pulls.slots
         if self._engine.locks.is_held(f"blob/{self._layer.digest}"):
             self.queued.set()
@@ -709,6 +867,30 @@ class _LayerPull:
                         log.warning("staged bytes are wrong, fetching again: %s", error.message)
                         await self._content.drop(self._layer.digest)
                 return await self._fetch_and_unpack(transfer, only)
+
+    async def _apply_delta(self, delta: LayerDelta, transfer: _Transfer, only: list[str] | None) -> Layer | None:
+        """Make the layer out of its delta; None when that did not work and the layer itself is to be fetched."""
+        path = await self._snapshots.new_directory(self._sidecars())
+        try:
+            report = await delta.apply(path, transfer, self.queued, only)
+            self._pull.came_as_deltas.append((delta.way, self._layer.size_bytes))
+            return self._unpacked(path, report)
+        except EngineError as error:
+            await self._snapshots.discard(path)
+            if error.message.endswith(NO_SPACE):
+                raise NoSpace(f"failed to register layer: {error.message}") from error
+            # Whoever lost the connection goes on with the delta next time, not with what is much larger.
+            if self._must or error.retryable:
+                raise
+            log.warning("no delta after all diff_id=%s error=%s", self._diff_id.short, error.message)
+            self._watcher.lines.message(f"Delta of {self._layer.digest.short} cannot be used: {error.message}")
+            if delta.way.blob is not None:
+                await self._content.drop(delta.way.blob.digest)
+            self._watcher.expect(self._layer.size_bytes)
+            return None
+        except BaseException:
+            await self._snapshots.discard(path)
+            raise
 
     async def _fetch_and_unpack(self, transfer: _Transfer, only: list[str] | None) -> Layer:
         """One go: the download and the worker side by side."""
@@ -734,7 +916,10 @@ class _LayerPull:
         report: dict[str, Any] = {}
         failure: EngineError | None = None
         async with one_error(), trio.open_nursery() as nursery:
-            nursery.start_soon(self._download, ingest, transfer)
+            pulls = self._pull.pulls
+            attempts = self._engine.config.max_download_attempts
+            download = Download(self._pull.session, self._layer, transfer, attempts=attempts, sleep=pulls.sleep)
+            nursery.start_soon(download.run, ingest)
             try:
                 report = await self._unpack(ingest, path, transfer, only)
             except EngineError as error:
@@ -793,6 +978,9 @@ class _LayerPull:
                 f"layers from manifest don't match image configuration: layer {self._layer.digest} "
                 f'is "{report["diff_id"]}", expected "{self._diff_id}"'
             )
+        return self._unpacked(path, report)
+
+    def _unpacked(self, path: Path, report: dict[str, Any]) -> Layer:
         size_bytes = int(report["size_bytes"])
         return Layer(
             path,
@@ -805,12 +993,14 @@ class _LayerPull:
 
     async def _commit(self, unpacked: Layer) -> None:
         """Transaction B."""
-        digest = self._layer.digest
-        in_use = self._content.is_open(digest)
+        staged = [self._layer.digest]
+        if self._delta is not None and self._delta.way.blob is not None:
+            staged.append(self._delta.way.blob.digest)
+        idle = [digest for digest in staged if not self._content.is_open(digest)]
 
         def also(connection: sqlite3.Connection) -> None:
             leases.hold(connection, self._pull.lease, time.time_ns(), [("chain", self._chain_id)])
-            if not in_use:
+            for digest in idle:
                 self._content.delete(connection, digest)
 
         if self._snapshots.find(self._chain_id) is None:
@@ -818,70 +1008,8 @@ class _LayerPull:
         else:
             await self._snapshots.replace(unpacked, also)
             log.warning("layer was replaced chain_id=%s", self._chain_id)
-        await self._content.deleted(digest)
-
-    # --- the download
-
-    async def _download(self, ingest: Ingest, transfer: _Transfer) -> None:
-        """Append to the ingest until it is whole, over as many connections as it takes."""
-        total = self._layer.size_bytes
-        budget = RetryBudget(self._engine.config.max_download_attempts)
-        if ingest.received:
-            log.info("resuming digest=%s at=%d of=%d", self._layer.digest, ingest.received, total)
-        while ingest.received < total:
-            try:
-                await self._receive(ingest, transfer, budget)
-            except RegistryError as error:
-                await ingest.flush()
-                delay_s = budget.next_delay(error)
-                if delay_s is None:
-                    raise
-                log.warning(
-                    "download interrupted digest=%s at=%d of=%d retry_in_s=%.1f error=%s",
-                    self._layer.digest,
-                    ingest.received,
-                    total,
-                    delay_s,
-                    error.message,
-                )
-                await self._count_down(delay_s, transfer)
-        await ingest.flush()
-        transfer.received(total)
-        transfer.step("Verifying Checksum")
-        transfer.step("Download complete")
-
-    async def _receive(self, ingest: Ingest, transfer: _Transfer, budget: RetryBudget) -> None:
-        """One connection's worth."""
-        total = self._layer.size_bytes
-        async with self._pull.session.blob(self._layer.digest, ingest.received, size_bytes=total) as blob:
-            if blob.total_bytes is not None and blob.total_bytes < total:
-                # Asking again would not make it longer.
-                raise WrongBlob(
-                    f"filesystem layer verification failed for digest {self._layer.digest}: "
-                    f"the registry has {blob.total_bytes} bytes of {total}"
-                )
-            if not blob.range_honoured:
-                log.warning(
-                    "registry ignores Range, all of it comes again digest=%s at=%d",
-                    self._layer.digest,
-                    ingest.received,
-                )
-            async for chunk in blob:
-                budget.progressed()
-                await ingest.write(chunk)
-                transfer.advance("Downloading", ingest.received, total)
-                transfer.received(ingest.received)
-
-    async def _count_down(self, delay_s: float, transfer: _Transfer) -> None:
-        """Wait, and say for how long still."""
-        for left in range(math.ceil(delay_s), 0, -1):
-            transfer.step(f"Retrying in {left} second{'s' if left != 1 else ''}")
-            await self._pull.pulls.sleep(min(1.0, delay_s))
-            delay_s -= 1
-
-
-class WrongBlob(DataLoss):
-    """The bytes are not what their digest says."""
+        for digest in staged:
+            await self._content.deleted(digest)
 
 
 # --- space

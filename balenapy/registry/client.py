@@ -30,6 +30,8 @@ from balenapy.core.digest import Digest, sha256_digest
 from balenapy.core.manifest import (
     ACCEPTED_MANIFESTS,
     DOCUMENT_MAX_BYTES,
+    OCI_INDEX,
+    OCI_MANIFEST,
     Descriptor,
     InvalidDocument,
     platform_of_machine,
@@ -372,6 +374,23 @@ class Session:
                 return raw, answer.headers.get("content-type", ""), announced or sha256_digest(raw)
 
         return await self._persist(fetch, wanted)
+
+    async def document(self, path: str, absent: Sequence[int] = (404,)) -> bytes | None:
+        """A manifest or index that may not be there (`manifests/_deltaindex`, `referrers/sha256:…`), unverified.
+
+        Args:
+            absent: the statuses that say so; then the answer is None.
+        """
+
+        async def fetch(connection: _Connection) -> bytes | None:
+            headers = {"Accept": f"{OCI_INDEX}, {OCI_MANIFEST}"}
+            async with self._open(connection, "GET", path, headers, accept=absent) as answer:
+                if answer.status in absent:
+                    await answer.read_some(ERROR_BODY_MAX_BYTES)
+                    return None
+                return await answer.read(DOCUMENT_MAX_BYTES)
+
+        return await self._persist(fetch)
 
     async def config(self, descriptor: Descriptor) -> bytes:
         """A small blob (an image config) whole and verified.

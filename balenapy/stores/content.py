@@ -267,6 +267,11 @@ class Ingest:
         self.is_complete = length >= size_bytes
 
     @property
+    def path(self) -> Path:
+        """The file, for who reads it whole when it is complete."""
+        return self._path
+
+    @property
     def received(self) -> int:
         """Bytes that arrived, those still in memory included: where the next request begins."""
         return self.offset + self._pending_bytes

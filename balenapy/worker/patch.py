@@ -130,6 +130,7 @@ class Patching:
             TarBase(self._tars),
             budget_bytes=self._memory,
             check=native.base_check([diff_id for _, diff_id in self._base]),
+            hashed=False,  # it is, when it is unpacked
         )
 
     def _tar_diff(self) -> Pieces:

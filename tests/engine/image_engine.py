@@ -13,6 +13,7 @@ import trio
 
 from balenapy.config import Config
 from balenapy.core.container import Container, ContainerConfig, Status
+from balenapy.core.deltaplan import parse_request
 from balenapy.core.reference import parse_pull_reference
 from balenapy.engine.engine import Engine, Limiters
 from balenapy.engine.events import EventBus
@@ -70,15 +71,18 @@ async def image_engine(root: Path, **settings: Any) -> AsyncIterator[Engine]:
         db.close()
 
 
-async def pull(engine: Engine, image: str, tag: str = "") -> list[bytes]:
-    """Pull; the lines of its stream."""
+async def pull(engine: Engine, image: str, tag: str = "", **headers: str) -> list[bytes]:
+    """Pull; the lines of its stream. Headers are `mode`, `base`, `source` (From), `codecs`, `max_bytes`."""
+    names = {"mode": "", "base": "-Base", "source": "-From", "codecs": "-Codecs", "max_bytes": "-Max-Bytes"}
+    given = {f"X-Balena-Delta{names[name]}": value for name, value in headers.items()}
     lines: list[bytes] = []
 
     async def write(line: bytes) -> None:
         lines.append(line)
         await trio.lowlevel.checkpoint()
 
-    await engine.pulls.pull(parse_pull_reference(image, tag), "", None, write)
+    deltas = parse_request(lambda name: given.get(name, ""), engine.config.delta_mode)
+    await engine.pulls.pull(parse_pull_reference(image, tag), "", None, write, deltas)
     return lines
 
 

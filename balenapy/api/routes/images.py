@@ -8,6 +8,7 @@ from balenapy.api import query
 from balenapy.api.app import MAX_JSON_BYTES, Request, route
 from balenapy.api.response import BodyWriter, Response, StreamResponse, empty_response, json_response, stream_response
 from balenapy.core import progress
+from balenapy.core.deltaplan import parse_request
 from balenapy.core.filters import Filters, parse_filters
 from balenapy.core.manifest import Platform, parse_platform
 from balenapy.core.reference import parse_pull_reference, parse_reference
@@ -61,10 +62,11 @@ def register(app: App, engine: Engine) -> None:
         reference = parse_pull_reference(image, request.args.get("tag", ""))
         platform = wanted_platform(request)
         auth = request.headers.get("X-Registry-Auth", "")
+        deltas = parse_request(lambda name: request.headers.get(name, ""), engine.config.delta_mode)
 
         async def produce(write: BodyWriter) -> None:
             try:
-                await engine.pulls.pull(reference, auth, platform, write)
+                await engine.pulls.pull(reference, auth, platform, write, deltas)
             except EngineError as error:
                 if not write.started:
                     raise
