@@ -216,11 +216,11 @@ class RawStream(trio.abc.HalfCloseableStream):
 
 
 class _Writer:
-    """`BodyWriter` of a StreamResponse."""
+    """`BodyWriter` of a StreamResponse; `start` makes the message that has the head, when it is sent."""
 
-    def __init__(self, send: Send, start: Mapping[str, Any]) -> None:
+    def __init__(self, send: Send, start: Callable[[], Mapping[str, Any]]) -> None:
         self._send = send
-        self._start: Mapping[str, Any] | None = start
+        self._start: Callable[[], Mapping[str, Any]] | None = start
 
     @property
     def started(self) -> bool:
@@ -229,7 +229,7 @@ class _Writer:
     async def start(self) -> None:
         if self._start is not None:
             start, self._start = self._start, None
-            await self._send(start)
+            await self._send(start())
 
     async def __call__(self, data: bytes) -> None:
         await self.start()
@@ -287,8 +287,10 @@ class EngineHTTPConnection(TrioASGIHTTPConnection):
         self, request: Request, answer: StreamResponse, engine_headers: Mapping[str, str], send: Send
     ) -> Response | None:
         """Run `produce`; return the error answer if it failed before the head was sent."""
-        head = answer.head(engine_headers)
-        start = {"type": "http.response.start", "status": answer.status, "headers": head}
+
+        def start() -> Mapping[str, Any]:
+            return {"type": "http.response.start", "status": answer.status, "headers": answer.head(engine_headers)}
+
         writer = _Writer(send, start)
         if answer.head_first:
             await writer.start()

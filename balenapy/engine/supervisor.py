@@ -87,6 +87,7 @@ class Run:
     watch: int = -1
     size: tuple[int, int] | None = None  # of the terminal, as asked for last
     sizing: bool = False
+    gone: trio.Event = field(default_factory=trio.Event)  # nothing of it is mounted any more
 
     def close(self) -> None:
         self.conmon.close()
@@ -142,6 +143,12 @@ class Supervisors:
 
     def is_running(self, container: Container) -> bool:
         return self.find_run(container) is not None
+
+    async def wait_until_unmounted(self, container: Container) -> None:
+        """Of a container that does not run: until nothing of its last run is there."""
+        run = self.find_run(container)
+        if run is not None:
+            await run.gone.wait()
 
     def wait(self, container: Container, condition: str) -> Waiter:
         """Register for `not-running`, `next-exit` or `removed`; anything else is the first."""
@@ -393,6 +400,8 @@ class Supervisors:
             self._watcher.unwatch(run.watch)
             run.close()
         await self._clean_up(container, kill=True)
+        if run is not None:
+            run.gone.set()
         self.attachments.end_run(container)
 
     # -- exit --
@@ -429,6 +438,7 @@ class Supervisors:
         await self._engine.logs.end_run(container)
         run.close()
         await self._clean_up(container, kill=False, cgroup=run.cgroup)
+        run.gone.set()
         if not (container.host_config.auto_remove and after_s is None and not active.keep):
             await self._store(container)  # else the row is about to go
         return after_s

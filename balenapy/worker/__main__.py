@@ -13,6 +13,7 @@ from balenapy.worker import process
 
 # Verb -> module with `run(arguments) -> report`. Imported by need: a start costs what its verb costs.
 VERBS = {
+    "archive": "balenapy.worker.archive",
     "changes": "balenapy.worker.changes",
     "copy": "balenapy.worker.copy",
     "inflate": "balenapy.worker.inflate",

@@ -1,4 +1,4 @@
-"""Entries of a tar become files below the root we are in: what dockerd's pkg/archive makes of them.
+"""Entries of a tar become files below the directory we are in: what dockerd's pkg/archive makes of them.
 
 The process is chrooted, so no name leads outside, and a symbolic link that an archive brings is followed inside only,
 as dockerd does. What is checked here is therefore not safety of the host but sense: a name that climbs above the
@@ -72,9 +72,9 @@ class Extractor:
         self._whiteouts = whiteouts
         self._times = bytearray()  # of directories, packed: a layer may have a million
         # New files are ours and have the mode they are created with, unless a directory passes on its group or ACL.
-        root = os.stat("/")
-        self._block = os.statvfs("/").f_frsize
-        self._inherits = bool(root.st_mode & stat.S_ISGID) or _has_default_acl(b"/")
+        root = os.stat(".")
+        self._block = os.statvfs(".").f_frsize
+        self._inherits = bool(root.st_mode & stat.S_ISGID) or _has_default_acl(b".")
 
     def begin(self, entry: Entry) -> int:
         """Make what `entry` says; for a regular file that has content, give a descriptor to write it to.
@@ -87,7 +87,7 @@ class Extractor:
         if not path:
             # dockerd leaves "." alone; "/" gets owner, mode and times.
             if kind == DIRECTORY and entry.name.startswith(b"/"):
-                self._finish_directory(b"/", entry, True)
+                self._finish_directory(b".", entry, True)
             return -1
         if self._whiteouts and b".wh." in path and self._whiteout(path, entry):
             return -1
@@ -252,7 +252,7 @@ class Extractor:
             if path.rpartition(b"/")[2] == WHITEOUT_OPAQUE:
                 parent = path.rpartition(b"/")[0]
                 try:
-                    self._make(path, lambda: os.setxattr(parent or b"/", OVERLAY_OPAQUE, b"y"))
+                    self._make(path, lambda: os.setxattr(parent or b".", OVERLAY_OPAQUE, b"y"))
                 except OSError as error:
                     raise failed("mark opaque", parent, error) from error
                 return True
@@ -330,7 +330,7 @@ class Extractor:
         # Directories are emptied by moving what is in them up: any depth, few descriptors, no recursion.
         shelf = self._displaced
         if shelf is None:
-            shelf = os.open(os.path.dirname(path) or b"/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            shelf = os.open(os.path.dirname(path) or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self._empty_directory(path, shelf)
         finally:

@@ -44,6 +44,7 @@ from balenapy.worker.splitfile import NAME, SplitWriter, read_records
 READ_BYTES = 256 << 10
 PIECES_AHEAD = 16
 GZIP_LEVEL = 6  # Go's default: what dockerd pushes
+_WINDOW_BITS = {"none": 0, "gzip": 31, "deflate": -15}  # of zlib: the largest window; gzip's header, or none
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _REDIRECTS = frozenset(("trusted.overlay.redirect", "trusted.overlay.metacopy"))
 
@@ -99,7 +100,7 @@ class Sink:
     """Takes the tar; hashes it, and in a thread of its own compresses, hashes and writes that."""
 
     def __init__(self, output: object, compression: str, *, tell: bool = False) -> None:
-        if compression not in ("none", "gzip"):
+        if compression not in _WINDOW_BITS:
             raise InvalidParameter(f"pack: unknown compression {compression!r}")
         if output is not None and not isinstance(output, int):
             raise InvalidParameter("pack: `output` must be a descriptor")
@@ -107,7 +108,8 @@ class Sink:
         self.tar_size = 0
         self._tell = tell
         self._output = output
-        self._gzip = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, 31) if compression == "gzip" else None
+        bits = _WINDOW_BITS[compression]
+        self._gzip = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, bits) if bits else None
         self._own_hash = hashlib.sha256()
         self._own_size = 0
         self._ahead: SimpleQueue[bytes | memoryview | None] = SimpleQueue()
@@ -217,21 +219,30 @@ class Contents:
 
 
 class Packer:
-    """Writes a new tar of everything below the root, and its tar-split if there is to be one."""
+    """Writes a new tar of everything below the root, and its tar-split if there is to be one.
 
-    def __init__(self, sink: Sink, split: SplitWriter | None) -> None:
+    Args:
+        start: what to pack: the content of the root, or one path below it.
+        layer: it is the directory of a layer, where some files mean something to overlayfs.
+    """
+
+    def __init__(
+        self, sink: Sink, split: SplitWriter | None, *, start: bytes | None = None, layer: bool = True
+    ) -> None:
         self.entries = 0
         self.size_bytes = 0
         self._sink = sink
         self._split = split
+        self._start = start
+        self._layer = layer
         self._links: dict[tuple[int, int], bytes] = {}
 
     def run(self) -> None:
         """Raises: SystemFailure, Unsupported."""
-        pending = [b""]
+        pending = [self._start or b""]
         while pending:
             path = pending.pop()
-            if path:
+            if path or self._start is not None:
                 try:
                     is_directory = self._add(path)
                 except FileNotFoundError:
@@ -250,15 +261,16 @@ class Packer:
 
     def _add(self, path: bytes) -> bool:
         """Write the entry of one path; True for a directory."""
-        status = os.lstat(path)
+        where = path or b"/"
+        status = os.lstat(where)
         kind = stat.S_IFMT(status.st_mode)
         if kind == stat.S_IFSOCK:
             return False
-        if kind == stat.S_IFCHR and status.st_rdev == 0:
+        if self._layer and kind == stat.S_IFCHR and status.st_rdev == 0:
             parent, slash, base = path.rpartition(b"/")
             self._header(parent + slash + WHITEOUT + base, REGULAR, status, mode=0o600, xattrs={})
             return False
-        xattrs, opaque = _xattrs(path)
+        xattrs, opaque = _xattrs(where, layer=self._layer)
         if kind == stat.S_IFDIR:
             self._header(path, DIRECTORY, status, xattrs=xattrs)
             if opaque:
@@ -267,7 +279,7 @@ class Packer:
         if status.st_nlink > 1:
             first = self._links.setdefault((status.st_dev, status.st_ino), path)
             if first is not path:
-                self._header(path, LINK, status, link=first, xattrs=xattrs)
+                self._header(path, LINK, status, link=self._name(first), xattrs=xattrs)
                 return False
         if kind == stat.S_IFREG:
             self._file(path, xattrs)
@@ -305,9 +317,13 @@ class Packer:
             if pad:
                 self._emit(pad)
 
+    def _name(self, path: bytes) -> bytes:
+        """What an entry is called in the tar."""
+        return path
+
     def _header(
         self,
-        name: bytes,
+        path: bytes,
         kind: bytes,
         status: os.stat_result,
         *,
@@ -320,7 +336,7 @@ class Packer:
         self.entries += 1
         self._emit(
             tarwriter.encode_header(
-                name,
+                self._name(path),
                 kind,
                 size=size,
                 mode=status.st_mode if mode is None else mode,  # with its type, as Go writes it
@@ -359,8 +375,8 @@ def _tree_size() -> int:
     return total
 
 
-def _xattrs(path: bytes) -> tuple[dict[bytes, bytes], bool]:
-    """(xattrs for the tar, whether overlayfs calls it opaque).
+def _xattrs(path: bytes, *, layer: bool = True) -> tuple[dict[bytes, bytes], bool]:
+    """(xattrs for the tar, whether overlayfs calls it opaque; only a layer's).
 
     Raises: Unsupported, when overlayfs keeps the content of this path somewhere else.
     """
@@ -375,6 +391,8 @@ def _xattrs(path: bytes) -> tuple[dict[bytes, bytes], bool]:
     for name in names:
         if name == "security.capability" or (name.startswith("user.") and not name.startswith("user.overlay.")):
             found[os.fsencode(name)] = os.getxattr(path, name, follow_symlinks=False)
+        elif not layer:
+            continue
         elif name == OVERLAY_OPAQUE.decode():
             opaque = os.getxattr(path, name, follow_symlinks=False) == b"y"
         elif name in _REDIRECTS:

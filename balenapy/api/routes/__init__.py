@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from balenapy.engine.engine import Engine
 
 # `absent` comes last: it answers for every route of the API that nobody registered before it.
-RESOURCES = ("system", "images", "fsck", "distribution", "containers", "process", "networks", "volumes", "absent")
+RESOURCES = (
+    "system", "images", "fsck", "distribution", "containers", "archive", "process", "networks", "volumes", "absent",
+)  # fmt: skip
 
 
 def register_all(app: App, engine: Engine) -> None:
