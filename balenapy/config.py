@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from balenapy.errors import EngineError
+from balenapy.version import API_VERSION, MAX_COMPAT_API_VERSION
 
 DEFAULT_HOSTS = ("unix:///var/run/balena-engine.sock", "unix:///var/run/balena.sock")
 DEFAULT_CONFIG_FILE = "/etc/balena-engine/daemon.json"
@@ -68,6 +69,7 @@ class Config:
     live_restore: bool = True
     shutdown_timeout_s: int = 15
     api_cors_header: str = ""
+    api_compat: str = API_VERSION
 
     tls: bool = False
     tls_verify: bool = False
@@ -248,6 +250,15 @@ def _log_level(value: object) -> str:
     return text
 
 
+def _api_compat(value: object) -> str:
+    """A version between ours and the last one whose changes we know."""
+    text = _text(value)
+    lowest, highest = (int(known.removeprefix("1.")) for known in (API_VERSION, MAX_COMPAT_API_VERSION))
+    if not re.fullmatch(r"1\.[0-9]{2}", text, re.ASCII) or not lowest <= int(text[2:]) <= highest:
+        raise ValueError(f"invalid API version '{text}': must be between {API_VERSION} and {MAX_COMPAT_API_VERSION}")
+    return text
+
+
 def _label(value: object) -> str:
     text = _text(value)
     if "=" not in text:
@@ -415,6 +426,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("live-restore", "live_restore", _boolean, "accepted: containers always outlive the daemon", kind="switch", reloadable=True, ignored=True),
     Option("shutdown-timeout", "shutdown_timeout_s", _integer, "seconds a clean stop may take", reloadable=True),
     Option("api-cors-header", "api_cors_header", _text, "Access-Control-Allow-Origin of the API"),
+    Option("api-compat", "api_compat", _api_compat, "highest API version that newer clients may ask for, up to 1.44 (default 1.39)"),
     Option("tls", "tls", _boolean, "use TLS on tcp:// (implied by --tlsverify)", kind="switch"),
     Option("tlsverify", "tls_verify", _boolean, "use TLS on tcp:// and demand a client certificate", kind="switch"),
     Option("tlscacert", "tls_ca_cert", _path, "trust client certificates signed by this CA"),

@@ -94,8 +94,8 @@ class Request(TrioRequest):
         return not self.version_at_least("1.24")
 
     def version_at_least(self, wanted: str) -> bool:
-        """Whether the client asked for this API version or a later one (no prefix means ours)."""
-        return not self.api_version or _numbers(self.api_version) >= _numbers(wanted)
+        """Whether the client asked for this API version or a later one (no prefix means 1.39)."""
+        return _numbers(self.api_version or version.API_VERSION) >= _numbers(wanted)
 
 
 class EngineRule(QuartRule):
@@ -117,7 +117,9 @@ class App(QuartTrio):
     asgi_http_class = EngineHTTPConnection
     url_rule_class = EngineRule  # type: ignore[assignment]
 
-    def __init__(self, *, experimental: bool = False, cors: str = "") -> None:
+    def __init__(
+        self, *, experimental: bool = False, cors: str = "", newest_version: str = version.API_VERSION
+    ) -> None:
         super().__init__("balenapy.api", static_folder=None, template_folder=None, root_path="/")
         # Nothing below may cut a long `logs -f` or a big `load`.
         self.config["MAX_CONTENT_LENGTH"] = None
@@ -126,8 +128,9 @@ class App(QuartTrio):
         self.url_map.strict_slashes = True
         self.url_map.merge_slashes = False
         self._adapter = self.url_map.bind("")
+        self._newest_version = newest_version
         self._version_error_headers = {
-            "Api-Version": version.API_VERSION,
+            "Api-Version": newest_version,
             "Ostype": "linux",
             "Server": f"Docker/{version.ENGINE_VERSION} (linux)",
         }
@@ -160,7 +163,7 @@ class App(QuartTrio):
             except HTTPException:  # unknown, another method, or a trailing slash: all one to the engine we replace
                 return error_response(404, "page not found"), {}
             handler = self.view_functions[endpoint]  # type: ignore[assignment]
-        if refusal := _refuse_version(request.api_version):
+        if refusal := _refuse_version(request.api_version, self._newest_version):
             return error_response(400, refusal, plain=request.wants_plain_errors), self._version_error_headers
         try:
             if request.mimetype == "application/x-www-form-urlencoded" and request.method in ("POST", "PUT"):
@@ -196,7 +199,8 @@ def create_app(engine: Engine) -> App:
     """The application with every route of API v1.39."""
     from balenapy.api.routes import register_all
 
-    app = App(experimental=engine.config.experimental, cors=engine.config.api_cors_header)
+    config = engine.config
+    app = App(experimental=config.experimental, cors=config.api_cors_header, newest_version=config.api_compat)
     register_all(app, engine)
     return app
 
@@ -274,7 +278,7 @@ async def _read_form(request: Request) -> None:
     request.args = MultiDict([*pairs, *request.args.items(multi=True)])
 
 
-def _refuse_version(asked: str) -> str:
+def _refuse_version(asked: str, newest: str) -> str:
     if not asked:
         return ""
     numbers = _numbers(asked)
@@ -283,8 +287,8 @@ def _refuse_version(asked: str) -> str:
             f"client version {asked} is too old. Minimum supported API version is {version.MIN_API_VERSION}, "
             "please upgrade your client to a newer version"
         )
-    if numbers > _numbers(version.API_VERSION):
-        return f"client version {asked} is too new. Maximum supported API version is {version.API_VERSION}"
+    if numbers > _numbers(newest):
+        return f"client version {asked} is too new. Maximum supported API version is {newest}"
     return ""
 
 

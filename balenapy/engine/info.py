@@ -216,7 +216,7 @@ class _Machine:
 
 def _version(config: Config) -> dict[str, Any]:
     details = {
-        "ApiVersion": version.API_VERSION,
+        "ApiVersion": config.api_compat,
         "Arch": ARCHITECTURES.get(os.uname().machine, os.uname().machine),
         "BuildTime": "",
         "Experimental": str(config.experimental).lower(),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import socket
 import stat
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from balenapy.engine.engine import Engine
 
 log = logging.getLogger(__name__)
+
+ANONYMOUS = re.compile(r"[0-9a-f]{64}")  # a name that this engine made up
 
 
 @dataclass(frozen=True, slots=True)
@@ -469,13 +472,17 @@ class Volumes:
             await self._store.remove(name)
         self._engine.events.volume(name, "destroy", {"driver": LOCAL})
 
-    async def prune(self, filters: Filters) -> tuple[list[str], int]:
-        """Remove every unused volume without options; the names and the bytes that are free now."""
+    async def prune(self, filters: Filters, *, named: bool = True) -> tuple[list[str], int]:
+        """Remove every unused volume without options; the names and the bytes that are free now.
+
+        Args:
+            named: also those that somebody gave a name.
+        """
         removed = []
         reclaimed = 0
         for volume in self._store.all():
             chosen = not volume.driver_opts and filters.labels(volume.labels) and filters.without_labels(volume.labels)
-            if not chosen or self.users(volume.name):
+            if not chosen or self.users(volume.name) or not (named or ANONYMOUS.fullmatch(volume.name)):
                 continue
             size_bytes, _ = await self._in_thread(durable.tree_size, self._store.mountpoint(volume.name))
             try:

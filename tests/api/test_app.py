@@ -209,6 +209,17 @@ async def test_too_new(asked: str) -> None:
     assert "Docker-Experimental" not in answer.headers
 
 
+@trio_test(autojump=True)
+async def test_a_raised_ceiling_is_announced_and_kept() -> None:
+    async with connected(application(newest_version="1.44")) as client:
+        served = await client.request("GET", "/v1.44/_ping")
+        refused = await client.request("GET", "/v1.45/_ping")
+    assert served.status == 200
+    assert served.headers["Api-Version"] == "1.44"
+    assert refused.status == 400
+    assert refused.json == {"message": "client version 1.45 is too new. Maximum supported API version is 1.44"}
+
+
 @pytest.mark.parametrize("asked", ["1.12", "1.24", "1.38", "1.39", "1.39.0"])
 @trio_test(autojump=True)
 async def test_versions_served(asked: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from balenapy.api.app import App, Request, json_body, route
@@ -28,6 +29,8 @@ def register(app: App, engine: Engine) -> None:
 
     async def create(request: Request) -> Response:
         body = await json_body(request, NetworkCreate) or NetworkCreate()
+        if request.version_at_least("1.44"):  # its clients no longer ask for the check, and count on it
+            body = replace(body, check_duplicate=True)
         network, warning = await networks.create(body)
         return json_response({"Id": network.id, "Warning": warning}, 201)
 

@@ -41,8 +41,12 @@ def register(app: App, engine: Engine) -> None:
         return empty_response(204)
 
     async def prune(request: Request) -> Response:
-        filters = parse_filters(request.args.get("filters", ""), PRUNE_FILTERS)
-        removed, reclaimed = await engine.volumes.prune(filters)
+        # Clients of 1.42 tell their users that volumes with a name stay unless they say `all`.
+        spares_named = request.version_at_least("1.42")
+        known = (*PRUNE_FILTERS, "all") if spares_named else PRUNE_FILTERS
+        filters = parse_filters(request.args.get("filters", ""), known)
+        named = not spares_named or filters.boolean("all", digits=True) is True
+        removed, reclaimed = await engine.volumes.prune(filters, named=named)
         return json_response({"VolumesDeleted": removed, "SpaceReclaimed": reclaimed})
 
     route(app, "GET", "/volumes", list_volumes)
