@@ -172,6 +172,27 @@ def bench_pull(bench: Bench) -> Iterator[Row]:
         yield Row(f"written to disk by pull of {name}", "MiB", written)
 
 
+def bench_build(bench: Bench) -> Iterator[Row]:
+    context = bench.directory / "build"
+    context.mkdir()
+    (context / "words").write_text("words\n")
+    (context / "Dockerfile").write_text(
+        f"FROM {bench.image}\nCOPY words /words\nRUN cat /words > /copy\nRUN mkdir /d && touch /d/f\nCMD cat /copy\n"
+    )
+
+    def build(engine: EngineProcess, *options: str) -> float:
+        begun = time.perf_counter()
+        engine.docker("build", "-q", *options, str(context), env={"DOCKER_BUILDKIT": "0"})
+        return (time.perf_counter() - begun) * 1000
+
+    for engine in bench.engines.values():
+        build(engine)
+    yield Row("build of five steps, no cache", "ms", bench.in_turns(lambda one: build(one, "--no-cache")), "0.5")
+    yield Row("the same, all from the cache", "ms", bench.in_turns(build), "1.0")
+    for engine in bench.engines.values():
+        engine.docker("image", "prune", "-f")
+
+
 def bytes_written(directory: Path) -> float:
     """What the block device under `directory` has written since boot, by everybody."""
     device = os.stat(directory).st_dev
@@ -189,6 +210,7 @@ BENCHES: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "start": bench_start,
     "memory": bench_memory,
     "pull": bench_pull,
+    "build": bench_build,
 }
 
 
