@@ -3,6 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+JOBS ?= 2
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test lint venv run bench bench-delta test-powercut constraints clean deps deps-test
@@ -11,7 +12,7 @@ demo: venv deps ## pull, run, read logs, exec, stop: on a private socket and dat
 	$(BIN)/python -m tests.demo
 
 test: venv deps deps-test ## every test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 lint: venv
 	$(BIN)/ruff check .
@@ -45,6 +46,7 @@ bench-delta: venv deps-test ## sizes and costs of deltas; PAIRS names a folder o
 	$(BIN)/python -m tests.bench.delta $(PAIRS)
 
 test-powercut: venv deps deps-test ## real power cuts in a virtual machine
+	.ci/packages qemu-system-x86
 	tests/powercut/fetch
 	POWERCUT_ROUNDS=5 $(BIN)/python -m pytest -s tests/powercut/test_machine.py
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -21,6 +22,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("suite")
 
 IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
+FOUND = pytest.StashKey[tuple[Leftovers, str]]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,19 +34,51 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs root"))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def nothing_left_behind() -> Iterator[Leftovers]:
-    """The machine after the suite is the machine before it."""
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """The machine before the suite. With `-n`, processes that share it look at what is theirs only."""
     if os.geteuid() != 0:
-        yield leftovers()
         return
-    forwarding = IP_FORWARD.read_text()
-    before = leftovers()
-    yield before
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ["BALENAPY_SHARED_MACHINE"] = "1"
+        return
+    session.config.stash[FOUND] = (leftovers(), IP_FORWARD.read_text())
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """The machine after the suite is the machine before it."""
+    if FOUND not in session.config.stash:
+        return
+    before, forwarding = session.config.stash[FOUND]
     # An engine switches forwarding on for its containers, as dockerd does, and leaves it on.
     IP_FORWARD.write_text(forwarding)
     added = wait_for_no_leftovers(before)
-    assert added == {}, f"the suite left behind: {added}"
+    if added:
+        print(f"\nERROR: the suite left behind: {added}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What passing tests printed: how much they tried, with which seed."""
+    told = [
+        (report.nodeid, line)
+        for report in terminalreporter.stats.get("passed", ())
+        for line in report.capstdout.splitlines()
+        if line.strip()
+    ]
+    if told:
+        terminalreporter.section("what was tried")
+    for name, line in told:
+        terminalreporter.write_line(f"{name}: {line}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_behind() -> Iterator[Leftovers]:
+    """What this process found, and leaves; see also `pytest_sessionfinish`."""
+    before = leftovers()
+    yield before
+    if os.geteuid() == 0:
+        added = wait_for_no_leftovers(before)
+        assert added == {}, f"the suite left behind: {added}"
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 """What an engine can leave behind on a machine, counted: taken before and after, two snapshots must be equal.
 
 `leftovers()` reads the whole machine, not only what carries our marks: what nobody claims is exactly what
-a leak looks like. Where several people test on one machine, `BALENAPY_SHARED_MACHINE=1` narrows the comparison
-to the marks of this process (`claim`).
+a leak looks like. Where several test on one machine, `BALENAPY_SHARED_MACHINE=1` narrows the comparison to the marks
+of this process (`claim`); so do processes that share one run of the suite, whose whole is compared by conftest.
 """
 
 from __future__ import annotations
@@ -83,13 +83,16 @@ def leftovers() -> Leftovers:
 def wait_for_no_leftovers(before: Leftovers, timeout_s: float = 10.0, *, ignore: str = "") -> dict[str, list[str]]:
     """Give asynchronous clean-up (zombies, cgroups, lazy unmounts) a moment; what is still there is the answer."""
     deadline = time.monotonic() + timeout_s
-    while (added := leftovers().added_since(before, ignore)) and time.monotonic() < deadline:
-        _reap(added.get("processes", []))
+    while True:
+        now = leftovers()
+        _reap(now.processes - before.processes)
+        added = now.added_since(before, ignore)
+        if not added or time.monotonic() > deadline:
+            return added
         time.sleep(0.1)
-    return added
 
 
-def _reap(lines: list[str]) -> None:
+def _reap(lines: frozenset[str]) -> None:
     """Take in the dead among them that are our children.
 
     An engine that a test builds in this process makes it the subreaper of the conmons of every other engine: they end

@@ -142,7 +142,7 @@ def test_a_crash_of_the_engine_costs_names_only_while_it_is_away(engine: EngineP
         assert lookup(engine, "web", "db") == []
 
 
-def test_names_cost_little(engine: EngineProcess, busybox: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_cost_little(engine: EngineProcess, busybox: str) -> None:
     engine.restart()  # a daemon that has not served a name yet
     with network(engine, "front", 0):
         run(engine, busybox, "bridge", "plain")
@@ -172,12 +172,11 @@ def test_names_cost_little(engine: EngineProcess, busybox: str, capsys: pytest.C
         idle = _cpu_ticks(engine.pid)
         time.sleep(2)
         idle = _cpu_ticks(engine.pid) - idle
-        with capsys.disabled():
-            print(
-                f"\nname of a container: median {answer_ms:.2f} ms; memory: the first {first - before} KiB, each more"
-                f" {each_kib:.0f} KiB (on the default network {(plain - named) / MEASURED:.0f});"
-                f" {idle} ticks of processor in 2 s at rest"
-            )
+        print(
+            f"name of a container: median {answer_ms:.2f} ms; memory: the first {first - before} KiB, each more"
+            f" {each_kib:.0f} KiB (on the default network {(plain - named) / MEASURED:.0f});"
+            f" {idle} ticks of processor in 2 s at rest"
+        )
         assert answer_ms < 10  # 2 is the aim, on a machine that does nothing else
         assert each_kib < 1024
         assert idle <= 2

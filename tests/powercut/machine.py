@@ -24,6 +24,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).parent.parent.parent
 FETCHED = REPOSITORY / "build" / "powercut" / "root"
+QEMU = "qemu-system-x86_64"
 MODULES = ("virtio_pci", "virtio_blk", "overlay")
 TOOLS = ("runc", "crun", "conmon", "ip", "nft")  # what the engine looks for; nothing runs there
 LEFT_OUT = ("mypy", "mypyc", "ruff", "pip", "hypothesis", "_hypothesis*", "pygments", "setuptools", "*mypyc*", "docker")
@@ -53,26 +54,13 @@ exec chroot /root /bin/sh -c "cd REPOSITORY; exec PYTHON -m tests.powercut.guest
 """
 
 
-def qemu_command() -> tuple[list[str], dict[str, str]] | None:
-    """The program with its files, and its environment: the machine's own, or the fetched one."""
-    installed = shutil.which("qemu-system-x86_64")
-    if installed:
-        return [installed], {}
-    program = FETCHED / "usr/bin/qemu-system-x86_64"
-    if not program.exists():
-        return None
-    libraries = ":".join(str(FETCHED / part / "x86_64-linux-gnu") for part in ("usr/lib", "lib"))
-    places = [str(FETCHED / "usr/share" / name) for name in ("qemu", "seabios")]
-    return [str(program), "-L", places[0], "-L", places[1]], {"LD_LIBRARY_PATH": libraries}
-
-
 def why_not() -> str:
     """Why there can be no machine here; "" if there can."""
     if os.uname().machine != "x86_64":
         return "the virtual machine is x86-64"
-    if qemu_command() is None or not list((FETCHED / "boot").glob("vmlinuz-*")):
-        return "no QEMU and kernel in build/powercut: run tests/powercut/fetch"
-    for tool in ("mkfs.ext4", "busybox"):
+    if not list((FETCHED / "boot").glob("vmlinuz-*")):
+        return "no kernel in build/powercut: run tests/powercut/fetch"
+    for tool in (QEMU, "mkfs.ext4", "busybox"):
         if shutil.which(tool) is None:
             return f"no {tool}"
     return ""
@@ -117,11 +105,8 @@ class Machine:
     @contextlib.contextmanager
     def boot(self, arguments: str, *, timeout_s: float = BOOT_TIMEOUT_S) -> Iterator[Guest]:
         """Run until the end of the block, which is a power cut."""
-        found = qemu_command()
-        assert found is not None
-        program, environment = found
         command = [
-            *program, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio",
+            QEMU, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio",
             "-machine", "pc", "-accel", self.accelerator + (",thread=multi" if self.accelerator == "tcg" else ""),
             "-cpu", "max" if self.accelerator == "tcg" else "host", "-smp", "2", "-m", "768",
             "-kernel", str(self.kernel), "-initrd", str(self.initrd),
@@ -134,7 +119,6 @@ class Machine:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **environment},
         )
         try:
             yield Guest(process, timeout_s)

@@ -1,6 +1,6 @@
 """Real power cuts: a virtual machine is killed at random instants and booted again.
 
-`make test-powercut` fetches QEMU and a kernel and sets POWERCUT_ROUNDS, the number of cuts; where the machine is
+`make test-powercut` installs QEMU, fetches a kernel and sets POWERCUT_ROUNDS, the number of cuts; where the machine is
 emulated five take two minutes and more. `POWERCUT_SEED` asks for the instants of an earlier round.
 """
 
