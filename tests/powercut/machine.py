@@ -106,6 +106,7 @@ class Machine:
     def boot(self, arguments: str, *, timeout_s: float = BOOT_TIMEOUT_S) -> Iterator[Guest]:
         """Run until the end of the block, which is a power cut."""
         command = [
+            "setpriv", "--pdeathsig", "KILL", "--",  # it ends with the test, however that ends
             QEMU, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio",
             "-machine", "pc", "-accel", self.accelerator + (",thread=multi" if self.accelerator == "tcg" else ""),
             "-cpu", "max" if self.accelerator == "tcg" else "host", "-smp", "2", "-m", "768",
