@@ -80,8 +80,11 @@ class Config:
 
     bridge: str = ""
     bip: str = ""
+    ipv6: bool = False
     fixed_cidr: str = ""
+    fixed_cidr_v6: str = ""
     default_gateway: str = ""
+    default_gateway_v6: str = ""
     default_address_pools: tuple[str, ...] = ()
     mtu: int = 1500
     ip: str = "0.0.0.0"
@@ -227,20 +230,32 @@ def _address(value: object) -> str:
 def _interface(value: object) -> str:
     text = _text(value)
     if text:
-        ipaddress.ip_interface(text)
+        ipaddress.IPv4Interface(text)
     return text
 
 
 def _network(value: object) -> str:
     text = _text(value)
     if text:
-        ipaddress.ip_network(text, strict=False)
+        ipaddress.IPv4Network(text, strict=False)
+    return text
+
+
+def _network6(value: object) -> str:
+    text = _text(value)
+    if text:
+        ipaddress.IPv6Network(text, strict=False)
     return text
 
 
 def _gateway(value: object) -> str:
     text = _text(value)
-    return _address(text) if text else text
+    return str(ipaddress.IPv4Address(text)) if text else text
+
+
+def _gateway6(value: object) -> str:
+    text = _text(value)
+    return str(ipaddress.IPv6Address(text)) if text else text
 
 
 def _log_level(value: object) -> str:
@@ -437,7 +452,10 @@ OPTIONS: tuple[Option, ...] = (
     Option("bridge", "bridge", _text, "default bridge interface (default balena0; none: no default network)", short="b"),
     Option("bip", "bip", _interface, "address and prefix of the default bridge"),
     Option("fixed-cidr", "fixed_cidr", _network, "container addresses on the default bridge are taken from here"),
+    Option("ipv6", "ipv6", _boolean, "the default bridge has IPv6 too; --fixed-cidr-v6 says which", kind="switch"),
+    Option("fixed-cidr-v6", "fixed_cidr_v6", _network6, "IPv6 subnet of the default bridge"),
     Option("default-gateway", "default_gateway", _gateway, "default gateway of containers on the default bridge"),
+    Option("default-gateway-v6", "default_gateway_v6", _gateway6, "the same for IPv6"),
     Option("default-address-pool", "default_address_pools", _address_pools,
            "base=CIDR,size=N pool for networks without a subnet", "default-address-pools", kind="group"),
     Option("mtu", "mtu", _integer, "MTU of container networks"),
@@ -587,6 +605,8 @@ def check(config: Config) -> Config:
         raise UsageError("--tlsverify needs --tlscacert, --tlscert and --tlskey")
     if config.tls and not (config.tls_cert and config.tls_key):
         raise UsageError("--tls needs --tlscert and --tlskey")
+    if config.ipv6 and not config.fixed_cidr_v6:
+        raise UsageError("--ipv6 needs --fixed-cidr-v6: there is no default subnet of IPv6")
     for host in hosts:
         if host.startswith("tcp://") and not config.tls_verify and not config.allow_insecure_tcp:
             name, _ = split_tcp(host)

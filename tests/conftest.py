@@ -21,8 +21,8 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("suite")
 
-IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
-FOUND = pytest.StashKey[tuple[Leftovers, str]]()
+FORWARDING = [Path("/proc/sys/net") / name for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding")]
+FOUND = pytest.StashKey[tuple[Leftovers, dict[Path, str]]]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,7 +41,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ["BALENAPY_SHARED_MACHINE"] = "1"
         return
-    session.config.stash[FOUND] = (leftovers(), IP_FORWARD.read_text())
+    session.config.stash[FOUND] = (leftovers(), {path: path.read_text() for path in FORWARDING if path.exists()})
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -50,7 +50,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         return
     before, forwarding = session.config.stash[FOUND]
     # An engine switches forwarding on for its containers, as dockerd does, and leaves it on.
-    IP_FORWARD.write_text(forwarding)
+    for path, value in forwarding.items():
+        path.write_text(value)
     added = wait_for_no_leftovers(before)
     if added:
         print(f"\nERROR: the suite left behind: {added}")

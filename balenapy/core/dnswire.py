@@ -7,14 +7,15 @@ they take 0.6 MB. Of a query nothing but header and question is parsed: what is 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 
+from dnslib import AAAA as Address6Data
 from dnslib import PTR as PointerData
 from dnslib import RR, DNSBuffer, DNSError, DNSHeader, DNSLabel, DNSQuestion, DNSRecord
 from dnslib import A as AddressData
 from dnslib.label import DNSLabelError
 
-from balenapy.core.nameserver import PTR, A, Answer, Question
+from balenapy.core.nameserver import AAAA, PTR, A, Answer, Question
 from balenapy.errors import InvalidParameter
 
 TTL_S = 600  # libnetwork resolver.go, respTTL
@@ -81,7 +82,9 @@ def render_answer(query: Query, answer: Answer, max_bytes: int) -> bytes:
         if answer.pointer:
             reply.add_answer(RR(name, PTR, ttl=TTL_S, rdata=PointerData(DNSLabel(_labels(answer.pointer)))))
         for address in answer.addresses:
-            reply.add_answer(RR(name, A, ttl=TTL_S, rdata=AddressData(tuple(IPv4Address(address).packed))))
+            packed_address = ip_address(address).packed
+            kind, data = (A, AddressData) if len(packed_address) == 4 else (AAAA, Address6Data)
+            reply.add_answer(RR(name, kind, ttl=TTL_S, rdata=data(tuple(packed_address))))
         packed = bytes(reply.pack())
     except DNSLabelError:  # a container may have a name that DNS cannot hold
         return failure(query, NO_ERROR)

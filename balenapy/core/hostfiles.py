@@ -95,19 +95,23 @@ class Forwarder:
     from_host: bool = False  # it listens on the host's loopback, so it is asked from the host's namespace
 
 
-def forwarders(host: ResolvConf, dns: Sequence[str] = ()) -> tuple[Forwarder, ...]:
-    """The servers behind ours: those that the user set, else the host's. Containers have no IPv6.
+def forwarders(host: ResolvConf, dns: Sequence[str] = (), *, ipv6: bool = False) -> tuple[Forwarder, ...]:
+    """The servers behind ours: those that the user set, else the host's.
+
+    Args:
+        ipv6: the container has IPv6.
 
     Source: libnetwork sandbox_dns_unix.go, setExternalResolvers.
     """
     if dns:
         # Ours among them would ask itself.
-        return tuple(Forwarder(one) for one in dns if _version(one) == 4 and one != EMBEDDED_NAMESERVER)
+        versions = (4, 6) if ipv6 else (4,)
+        return tuple(Forwarder(one) for one in dns if _version(one) in versions and one != EMBEDDED_NAMESERVER)
     servers = []
     for server in host.nameservers:
         if _is_loopback(server):
             servers.append(Forwarder(server, from_host=True))
-        elif _is_reachable(server, ipv6=False):
+        elif _is_reachable(server, ipv6):
             servers.append(Forwarder(server))
     return tuple(servers) or tuple(map(Forwarder, DEFAULT_NAMESERVERS))
 

@@ -15,14 +15,16 @@ Names are case sensitive, as they are there.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from ipaddress import IPv6Address
 
 A, PTR, MX, AAAA = 1, 12, 15, 28
 INTERNET = 1
 
-_OF_A_NAME = (A, AAAA, MX)  # what is asked of a name; we know IPv4 only, so the other two are known to be nothing
-_REVERSE = ".in-addr.arpa"
+_OF_A_NAME = (A, AAAA, MX)  # what is asked of a name; of the last we know that there is nothing
+_REVERSE, _REVERSE6 = ".in-addr.arpa", ".ip6.arpa"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class Owner:
     name: str  # "" when nobody chose it: then only the aliases are known
     aliases: tuple[str, ...] = ()
     container_id: str = ""  # whole: too long for a question, but a link may name it
+    address6: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -93,10 +96,11 @@ def decide(
         pointer = _name_of(_reversed_address(question.name), scopes)
         return Answer(pointer=pointer) if pointer else Forward()
     if question.kind in _OF_A_NAME:
-        addresses = _addresses_of(question.name, scopes)
-        if addresses:
-            if question.kind != A:
-                return Answer()
+        owners = _owners_of(question.name, scopes)
+        if owners:
+            # A name that is known by IPv4 only has no AAAA: that is known, and nobody else is asked.
+            known = {A: [one.address for one in owners], AAAA: [one.address6 for one in owners if one.address6]}
+            addresses = known.get(question.kind, [])
             shuffle(addresses)
             return Answer(tuple(addresses))
         if ndots_set and question.kind != MX and "." not in question.name:
@@ -104,7 +108,7 @@ def decide(
     return Forward()
 
 
-def _addresses_of(name: str, scopes: Sequence[Scope]) -> list[str]:
+def _owners_of(name: str, scopes: Sequence[Scope]) -> list[Owner]:
     for short, network in _splits(name):
         asked = [scope for scope in scopes if network in (None, scope.network)]
         for scope in asked:
@@ -125,19 +129,23 @@ def _splits(name: str) -> Iterable[tuple[str, str | None]]:
         end = name.rfind(".", 0, end)
 
 
-def _lookup(name: str, owners: Iterable[Owner]) -> list[str]:
-    return [owner.address for owner in owners if name and name in owner.names]
+def _lookup(name: str, owners: Iterable[Owner]) -> list[Owner]:
+    return [owner for owner in owners if name and name in owner.names]
 
 
 def _name_of(address: str, scopes: Iterable[Scope]) -> str:
     for scope in scopes:
         for owner in scope.owners:
-            if address and owner.address == address and owner.pointer:
+            if address and address in (owner.address, owner.address6) and owner.pointer:
                 return f"{owner.pointer}.{scope.network}"
     return ""
 
 
 def _reversed_address(name: str) -> str:
-    if not name.lower().endswith(_REVERSE):
-        return ""
-    return ".".join(reversed(name[: -len(_REVERSE)].split(".")))
+    lower = name.lower()
+    if lower.endswith(_REVERSE6):
+        digits = "".join(reversed(lower.removesuffix(_REVERSE6).split(".")))
+        if not re.fullmatch("[0-9a-f]{32}", digits):
+            return ""
+        return str(IPv6Address(int(digits, 16)))
+    return ".".join(reversed(lower.removesuffix(_REVERSE).split("."))) if lower.endswith(_REVERSE) else ""

@@ -6,17 +6,22 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import ip_address, ip_network
 from typing import Any, ClassVar
 
 from balenapy.core.container import EndpointSettings
 from balenapy.core.ipam import Pool
-from balenapy.core.wire import flag, number, optional, struct, text
+from balenapy.core.wire import flag, number, optional, parse_bool, struct, text
 from balenapy.errors import InvalidParameter, SystemFailure
 
 BRIDGE, HOST, NONE = "bridge", "host", "none"
 BUILTIN = (BRIDGE, HOST, NONE)
 DRIVERS = {BRIDGE: "bridge", HOST: "host", NONE: "null"}  # of the built-in networks
+MACVLAN, IPVLAN = "macvlan", "ipvlan"
+SHARED_LINK = {  # drivers whose endpoints share a link of the host: option -> (default, others)
+    MACVLAN: ("macvlan_mode", ("bridge", "private", "vepa", "passthru")),
+    IPVLAN: ("ipvlan_mode", ("l2", "l3")),
+}
 
 OPTION_NAME = "com.docker.network.bridge.name"
 OPTION_ICC = "com.docker.network.bridge.enable_icc"
@@ -25,10 +30,10 @@ OPTION_HOST_IP = "com.docker.network.bridge.host_binding_ipv4"
 OPTION_DEFAULT = "com.docker.network.bridge.default_bridge"
 OPTION_MTU = "com.docker.network.driver.mtu"
 OPTION_PREFIX = "com.docker.network.container_iface_prefix"
+OPTION_PARENT = "parent"
 
+MTU_MIN, MTU_MAX = 68, 65535  # what links of the kernel take
 _INTERFACE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")  # IFNAMSIZ; what nft and ip read as one word
-_TRUE = ("1", "t", "T", "TRUE", "true", "True")  # Go strconv.ParseBool
-_FALSE = ("0", "f", "F", "FALSE", "false", "False")
 
 
 @dataclass(slots=True)
@@ -88,9 +93,37 @@ class NetworkDisconnect:
     force: bool = flag("Force")
 
 
+@dataclass(slots=True)
+class PoolRecord:
+    """A `Pool` as it is kept."""
+
+    subnet: str = text("Subnet")
+    ip_range: str = text("IPRange", omit=True)
+    gateway: str = text("Gateway")
+    auxiliary: dict[str, str] = struct("Auxiliary", dict, omit=True)
+
+    @classmethod
+    def of(cls, pool: Pool) -> PoolRecord:
+        return cls(
+            str(pool.subnet),
+            str(pool.ip_range) if pool.ip_range else "",
+            str(pool.gateway),
+            {name: str(address) for name, address in pool.auxiliary.items()},
+        )
+
+    @property
+    def pool(self) -> Pool:
+        return Pool(
+            ip_network(self.subnet),
+            ip_address(self.gateway),
+            ip_network(self.ip_range) if self.ip_range else None,
+            {name: ip_address(address) for name, address in self.auxiliary.items()},
+        )
+
+
 @dataclass(slots=True, eq=False)
 class Network:
-    """The record. `subnet` and `gateway` are those in force; `ipam` is what inspect shows."""
+    """The record. `pools` are those in force; `ipam` is what inspect shows."""
 
     id: str = text("Id")
     name: str = text("Name")
@@ -105,10 +138,7 @@ class Network:
     ipam: IPAM = struct("IPAM", IPAM)
     options: dict[str, str] = struct("Options", dict)
     labels: dict[str, str] = struct("Labels", dict)
-    subnet: str = text("Subnet")  # "" for host, none and configuration-only networks
-    ip_range: str = text("IPRange")
-    gateway: str = text("Gateway")
-    auxiliary: dict[str, str] = struct("Auxiliary", dict)
+    pools: list[PoolRecord] = struct("Pools", list)  # in force; none for host, none and configuration-only networks
     foreign: bool = flag("Foreign", omit=True)  # the interface was there before us: it keeps its addresses and stays
 
     @property
@@ -120,22 +150,19 @@ class Network:
         return not self.builtin
 
     @property
-    def pool(self) -> Pool | None:
-        if not self.subnet:
-            return None
-        return Pool(
-            IPv4Network(self.subnet),
-            IPv4Address(self.gateway),
-            IPv4Network(self.ip_range) if self.ip_range else None,
-            {name: IPv4Address(address) for name, address in self.auxiliary.items()},
-        )
-
-    @property
     def bridge(self) -> str:
         """The interface on the host; "" where there is none."""
         if self.driver != "bridge" or self.config_only:
             return ""
         return self.options.get(OPTION_NAME) or f"br-{self.id[:12]}"
+
+    @property
+    def parent(self) -> str:
+        """The link of the host that endpoints of macvlan and ipvlan share; one of ours where none was named."""
+        if self.driver not in SHARED_LINK or self.config_only:
+            return ""
+        prefix = "dm" if self.driver == MACVLAN else "di"
+        return self.options.get(OPTION_PARENT) or f"{prefix}-{self.id[:12]}"
 
     @property
     def bridge_options(self) -> BridgeOptions:
@@ -144,6 +171,8 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class BridgeOptions:
+    """Of the bridge driver; macvlan and ipvlan have the last two as well."""
+
     icc: bool = True
     masquerade: bool = True
     host_ip: str = ""
@@ -161,33 +190,87 @@ def parse_bridge_options(options: dict[str, str]) -> BridgeOptions:
         check_interface_name(name)
     prefix = options.get(OPTION_PREFIX) or "eth"
     check_interface_name(f"{prefix}0")
-    mtu = options.get(OPTION_MTU, "")
-    if mtu and not (mtu.isascii() and mtu.isdigit()):
-        raise SystemFailure(
-            f'failed to parse {OPTION_MTU} value: {mtu} (strconv.Atoi: parsing "{mtu}": invalid syntax)'
-        )
+    _flag(options, OPTION_DEFAULT)
     host_ip = options.get(OPTION_HOST_IP, "")
     if host_ip:
         try:
-            IPv4Address(host_ip)
+            ip_address(host_ip)
         except ValueError as error:
-            raise SystemFailure(f"failed to parse {OPTION_HOST_IP} value: {host_ip} (invalid ip)") from error
+            raise SystemFailure(f"failed to parse {OPTION_HOST_IP} value: {host_ip} (nil ip)") from error
     return BridgeOptions(
         icc=_flag(options, OPTION_ICC),
         masquerade=_flag(options, OPTION_MASQUERADE),
         host_ip=host_ip,
-        mtu=int(mtu or 0) or 1500,
+        mtu=_mtu(options) or 1500,
         prefix=prefix,
     )
 
 
+def _mtu(options: dict[str, str]) -> int:
+    """0 where none is set. Over there a size that no link can have is noticed when a container starts."""
+    value = options.get(OPTION_MTU, "")
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}|", value):
+        raise SystemFailure(
+            f'failed to parse {OPTION_MTU} value: {value} (strconv.Atoi: parsing "{value}": invalid syntax)'
+        )
+    mtu = int(value or 0)
+    if mtu and not MTU_MIN <= mtu <= MTU_MAX:
+        raise SystemFailure(f"invalid MTU number: {mtu}")
+    return mtu
+
+
+@dataclass(frozen=True, slots=True)
+class SharedLinkOptions:
+    """Of macvlan and ipvlan."""
+
+    parent: str = ""
+    mode: str = ""
+    mtu: int = 0  # 0: the parent's
+    prefix: str = "eth"
+
+
+def parse_shared_link_options(driver: str, options: dict[str, str]) -> SharedLinkOptions:
+    """Read the options of a macvlan or ipvlan network.
+
+    Raises: SystemFailure in the words of the engine we replace, InvalidParameter for a name no interface can have.
+    """
+    parent = options.get(OPTION_PARENT, "")
+    if parent:
+        check_interface_name(parent)
+    if parent == "lo":
+        raise SystemFailure(f"loopback interface is not a valid {driver} parent link")
+    key, modes = SHARED_LINK[driver]
+    mode = options.get(key) or modes[0]
+    if mode not in modes:
+        raise SystemFailure(
+            f"requested {driver} mode '{mode}' is not valid, '{modes[0]}' mode is the {driver} driver default"
+        )
+    prefix = options.get(OPTION_PREFIX) or "eth"
+    check_interface_name(f"{prefix}0")
+    return SharedLinkOptions(parent, mode, _mtu(options), prefix)
+
+
+def parse_vlan_name(parent: str) -> tuple[str, int]:
+    """`eth0.10` -> (eth0, 10): the link that a network with this parent makes.
+
+    Raises: SystemFailure. Source: libnetwork drivers/macvlan/macvlan_setup.go parseVlan.
+    """
+    link, _, number = parent.rpartition(".")
+    if not link or "." in link or not (number.isascii() and number.isdigit()):
+        raise SystemFailure(f"invalid subinterface vlan name {parent}, example formatting is eth0.10")
+    vlan = int(number)
+    if not 1 <= vlan <= 4094:
+        raise SystemFailure(f"vlan id must be between 1-4094, received: {vlan}")
+    return link, vlan
+
+
 def _flag(options: dict[str, str], key: str) -> bool:
     value = options.get(key, "")
-    if value in _FALSE:
-        return False
-    if value in _TRUE or not value:
-        return True
-    raise SystemFailure(f'failed to parse {key} value: {value} (strconv.ParseBool: parsing "{value}": invalid syntax)')
+    wanted = parse_bool(value) if value else True
+    if wanted is None:
+        problem = f'strconv.ParseBool: parsing "{value}": invalid syntax'
+        raise SystemFailure(f"failed to parse {key} value: {value} ({problem})")
+    return wanted
 
 
 def check_interface_name(name: str) -> None:

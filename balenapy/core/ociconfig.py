@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from balenapy.core.container import Container, ContainerConfig, HostConfig, ThrottleDevice
 from balenapy.core.seccomp import custom_seccomp, default_seccomp
+from balenapy.core.wire import parse_bool
 from balenapy.errors import InvalidParameter, SystemFailure
 
 OCI_VERSION = "1.0.1"  # what 18.09 wrote; crun and runc of today read it
@@ -303,10 +304,10 @@ def parse_security_options(options: Sequence[str] | None) -> SecurityOptions:
         elif key == "seccomp":
             seccomp = value
         elif key == "no-new-privileges":
-            # strconv.ParseBool
-            if value not in ("1", "t", "T", "TRUE", "true", "True", "0", "f", "F", "FALSE", "false", "False"):
+            wanted = parse_bool(value)
+            if wanted is None:
                 raise SystemFailure(f'invalid --security-opt 2: "{option}"')
-            no_new_privileges = value[0] in "1tT"
+            no_new_privileges = wanted
         else:
             raise SystemFailure(f'invalid --security-opt 2: "{option}"')
     return SecurityOptions(no_new_privileges, seccomp, apparmor, tuple(labels))

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, ip_address
+from ipaddress import ip_address
 from typing import Protocol
 
 from balenapy.errors import InvalidParameter, SystemFailure
 
 PROTOCOLS = ("tcp", "udp", "sctp")
 EPHEMERAL_FALLBACK = (49153, 65535)  # libnetwork portallocator: when ip_local_port_range cannot be read
-ANY = "0.0.0.0"
+ANY, ANY6, LOOPBACK6 = "0.0.0.0", "::", "::1"
 
 
 class Binding(Protocol):
@@ -116,9 +116,8 @@ def requested_ports(
 
 
 def _request(port: ExposedPort, entry: Binding) -> PortRequest:
-    host_ip = entry.host_ip
     try:
-        ip_address(host_ip)
+        host_ip = str(ip_address(entry.host_ip))  # one address has several spellings in IPv6
     except ValueError:
         host_ip = ""  # net.ParseIP gives nil, which means any
     if not entry.host_port:
@@ -131,7 +130,7 @@ def _request(port: ExposedPort, entry: Binding) -> PortRequest:
 
 
 class PortTable:
-    """Which (protocol, host address, port) belong to containers. 0.0.0.0 covers every address."""
+    """Which (protocol, host address, port) belong to containers. 0.0.0.0 covers every address of IPv4, :: of IPv6."""
 
     def __init__(self, ephemeral: tuple[int, int] = EPHEMERAL_FALLBACK) -> None:
         self._first, self._last = ephemeral
@@ -140,10 +139,11 @@ class PortTable:
 
     def is_free(self, protocol: str, host_ip: str, port: int) -> bool:
         holders = self._taken.get((protocol, port), ())
-        return not any(ANY in (host_ip, holder) or holder == host_ip for holder in holders)
+        return not any(_meet(host_ip, holder) for holder in holders)
 
-    def candidates(self, request: PortRequest, host_ip: str) -> Iterator[int]:
-        """Free ports for a request, best first: the one, the range, or next-fit among the ephemeral ones.
+    def candidates(self, request: PortRequest, *host_ips: str) -> Iterator[int]:
+        """Ports that are free on all these addresses, best first: the one, the range, or next-fit among the ephemeral
+        ones.
 
         Raises: SystemFailure, in the words clients match on, when there is none to begin with.
         """
@@ -152,14 +152,16 @@ class PortTable:
             size = self._last - self._first + 1
             ports: Iterable[int] = (self._first + (self._next - self._first + offset) % size for offset in range(size))
         elif request.first == request.last:
-            if not self.is_free(protocol, host_ip, request.first):
-                raise SystemFailure(f"Bind for {host_ip}:{request.first} failed: port is already allocated")
+            for host_ip in host_ips:
+                if not self.is_free(protocol, host_ip, request.first):
+                    taken = in_brackets(host_ip)
+                    raise SystemFailure(f"Bind for {taken}:{request.first} failed: port is already allocated")
             ports = (request.first,)
         else:
             ports = range(request.first, request.last + 1)
         found = False
         for port in ports:
-            if self.is_free(protocol, host_ip, port):
+            if all(self.is_free(protocol, host_ip, port) for host_ip in host_ips):
                 found = True
                 yield port
         if not found:
@@ -192,4 +194,15 @@ def parse_ephemeral_range(text: str) -> tuple[int, int]:
 
 def is_unspecified(host_ip: str) -> bool:
     """Whether a binding is for every address of the host."""
-    return not host_ip or ip_address(host_ip) == IPv4Address(ANY)
+    return not host_ip or ip_address(host_ip).is_unspecified
+
+
+def in_brackets(host_ip: str) -> str:
+    """An address as it stands before a port."""
+    return f"[{host_ip}]" if ":" in host_ip else host_ip
+
+
+def _meet(one: str, other: str) -> bool:
+    """Whether some packet is to both addresses."""
+    same_family = (":" in one) == (":" in other)
+    return same_family and (one == other or is_unspecified(one) or is_unspecified(other))

@@ -440,6 +440,13 @@ def _innermost_bracket(text_before: str) -> str:
     return stack[-1] if stack else ""
 
 
+def parse_bool(value: str) -> bool | None:
+    """Go's strconv.ParseBool; None for what is neither."""
+    if value in ("1", "t", "T", "TRUE", "true", "True"):
+        return True
+    return False if value in ("0", "f", "F", "FALSE", "false", "False") else None
+
+
 def rfc3339nano(ns: int) -> str:
     """Nanoseconds since 1970 as Go prints a UTC time: trailing zeros of the fraction cut; 0 is Go's zero time."""
     if ns == 0:

@@ -207,12 +207,12 @@ class Nameserver:
 
     def _scopes(self) -> list[Scope]:
         """The user-defined networks of the container, and who is on them now. Asked in the order of default routes."""
-        endpoints = [one for one in self._sandbox.endpoints if one.bridge.network.user_defined]
-        endpoints.sort(key=lambda one: (one.bridge.network.internal, one.bridge.network.name))
+        endpoints = [one for one in self._sandbox.endpoints if one.segment.network.user_defined]
+        endpoints.sort(key=lambda one: (one.segment.network.internal, one.segment.network.name))
         scopes = []
         for endpoint in endpoints:
-            network, owners = endpoint.bridge.network, []
-            for other in endpoint.bridge.endpoints.values():
+            network, owners = endpoint.segment.network, []
+            for other in endpoint.segment.endpoints.values():
                 try:
                     container = self._engine.containers.find(other.container_id)
                 except NotFound:
@@ -224,6 +224,7 @@ class Nameserver:
                         "" if container.name_generated else container.name,
                         tuple(settings.aliases or ()) if settings is not None else (),
                         container.id,
+                        str(other.address6.ip) if other.address6 is not None else "",
                     )
                 )
             scopes.append(Scope(network.name, owners, self._links(endpoint.id)))
@@ -242,7 +243,8 @@ class Nameserver:
     async def _forward(self, packet: bytes, query: dnswire.Query, *, tcp: bool) -> bytes:
         """What the first server that can says; that nobody can, otherwise."""
         reply = dnswire.failure(query, dnswire.SERVER_FAILURE)
-        for server in self._files.forwarders(self._container)[:FORWARDERS_MAX]:
+        servers = self._files.forwarders(self._container, ipv6=self._sandbox.has_ipv6)
+        for server in servers[:FORWARDERS_MAX]:
             try:
                 with trio.fail_after(FORWARDER_TIMEOUT_S):
                     answer = await (self._ask_by_tcp if tcp else self._ask_by_udp)(server, packet)
@@ -279,12 +281,13 @@ class Nameserver:
         return reply
 
     async def _open_socket(self, server: Forwarder, kind: int) -> trio.socket.SocketType:
+        family, anywhere = (socket.AF_INET6, "::") if ":" in server.address else (socket.AF_INET, "0.0.0.0")
         if server.from_host:
-            return trio.socket.socket(socket.AF_INET6 if ":" in server.address else socket.AF_INET, kind)
+            return trio.socket.socket(family, kind)
         path = self._sandbox.path
         assert path is not None
         opened = await trio.to_thread.run_sync(
-            netns.open_socket, path, socket.AF_INET, kind, ("0.0.0.0", 0), limiter=self._engine.limiters.netns
+            netns.open_socket, path, family, kind, (anywhere, 0), limiter=self._engine.limiters.netns
         )
         return trio.socket.from_stdlib_socket(opened)
 

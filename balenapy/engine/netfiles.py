@@ -57,17 +57,26 @@ class NetworkFiles:
         state.hostname_path = str(directory / "hostname")
         state.hosts_path = str(directory / "hosts")
 
-    def write(self, container: Container, addresses: Sequence[str], *, host: bool, embedded: bool = False) -> None:
+    def write(
+        self,
+        container: Container,
+        addresses: Sequence[str],
+        *,
+        host: bool,
+        embedded: bool = False,
+        ipv6: bool = False,
+    ) -> None:
         """Make the files of a starting container.
 
         Args:
-            addresses: its own, one for each network. host: it has the host's network. embedded: it asks our server.
+            addresses: its own on each network. host: it has the host's network. embedded: it asks our server.
+            ipv6: it can ask servers by IPv6.
 
         Raises: OSError.
         """
         state = container.sandbox
         Path(state.hosts_path).parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-        resolv_conf = self._resolv_conf(container, host=host, embedded=embedded)
+        resolv_conf = self._resolv_conf(container, host=host, embedded=embedded, ipv6=ipv6)
         for path, content in (
             (state.hosts_path, self._hosts(container, addresses, host=host)),
             (state.hostname_path, f"{container.config.hostname}\n"),
@@ -80,19 +89,21 @@ class NetworkFiles:
         if not host and not embedded:
             _hash_path(state).write_text(_hash(resolv_conf))
 
-    def use_embedded(self, container: Container) -> None:
+    def use_embedded(self, container: Container, *, ipv6: bool) -> None:
         """Have a running container ask our server from now on, unless it wrote resolv.conf itself. Raises: OSError."""
         path = Path(container.sandbox.resolv_conf_path)
         if _read(_hash_path(container.sandbox)) == _hash(_read(path)):
-            path.write_text(self._resolv_conf(container, host=False, embedded=True))  # the same file: it is mounted
+            # The same file: it is mounted.
+            path.write_text(self._resolv_conf(container, host=False, embedded=True, ipv6=ipv6))
             _hash_path(container.sandbox).unlink()
 
-    def forwarders(self, container: Container) -> tuple[hostfiles.Forwarder, ...]:
+    def forwarders(self, container: Container, *, ipv6: bool) -> tuple[hostfiles.Forwarder, ...]:
         """The servers that are asked what ours does not know."""
-        return hostfiles.forwarders(self._host.current(), container.host_config.dns or self._engine.config.dns)
+        chosen = container.host_config.dns or self._engine.config.dns
+        return hostfiles.forwarders(self._host.current(), chosen, ipv6=ipv6)
 
     def wants_search_domains(self, container: Container) -> bool:
-        return hostfiles.wants_search_domains(self._effective(container))
+        return hostfiles.wants_search_domains(self._effective(container, ipv6=False))
 
     def rewrite_hosts(self, container: Container, addresses: Sequence[str]) -> None:
         """Change the hosts file of a running container: the same file, since it is mounted. Raises: OSError."""
@@ -118,20 +129,21 @@ class NetworkFiles:
                 names = dict.fromkeys((alias or other.name, other.config.hostname, other.name))
                 yield settings.ip_address, " ".join(names)
 
-    def _resolv_conf(self, container: Container, *, host: bool, embedded: bool) -> str:
+    def _resolv_conf(self, container: Container, *, host: bool, embedded: bool, ipv6: bool) -> str:
         own = container.host_config
         if host and not (own.dns or own.dns_search or own.dns_options):
             return _read(RESOLV_CONF)
-        conf = self._effective(container)
+        conf = self._effective(container, ipv6=ipv6)
         return (hostfiles.embedded_resolv_conf(conf) if embedded else conf).render()
 
-    def _effective(self, container: Container) -> hostfiles.ResolvConf:
+    def _effective(self, container: Container, *, ipv6: bool) -> hostfiles.ResolvConf:
         own, config = container.host_config, self._engine.config
         return hostfiles.container_resolv_conf(
             self._host.current(),
             own.dns or config.dns,
             own.dns_search or config.dns_search,
             own.dns_options or config.dns_opts,
+            ipv6=ipv6,
         )
 
 

@@ -6,7 +6,7 @@ import logging
 import secrets
 import time
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import ip_address, ip_interface, ip_network
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -14,12 +14,14 @@ import trio
 from balenapy.core import ipam, wire
 from balenapy.core.container import Container, EndpointSettings, Status
 from balenapy.core.filters import Filters
+from balenapy.core.ipam import Pool, Subnet
 from balenapy.core.network import (
     BRIDGE,
     BUILTIN,
     DRIVERS,
     HOST,
     IPAM,
+    MACVLAN,
     NONE,
     OPTION_DEFAULT,
     OPTION_HOST_IP,
@@ -27,17 +29,23 @@ from balenapy.core.network import (
     OPTION_MASQUERADE,
     OPTION_MTU,
     OPTION_NAME,
+    OPTION_PARENT,
+    SHARED_LINK,
     IPAMConfigEntry,
     Network,
     NetworkCreate,
+    PoolRecord,
     describe,
     parse_bridge_options,
+    parse_shared_link_options,
 )
 from balenapy.core.timefmt import parse_until
 from balenapy.engine.bridges import Bridge
 from balenapy.engine.netfiles import host_resolv_conf
 from balenapy.engine.sandboxes import NetworkAttachment, Sandboxes, add_short_id, check_settings
-from balenapy.errors import Conflict, EngineError, Forbidden, InvalidParameter, NotFound, SystemFailure, Unsupported
+from balenapy.engine.segments import Segment
+from balenapy.engine.sharedlinks import SharedLink
+from balenapy.errors import Conflict, EngineError, Forbidden, InvalidParameter, NotFound, SystemFailure
 from balenapy.linux import firewall, links
 from balenapy.stores.networks import NetworkStore
 
@@ -49,13 +57,14 @@ __all__ = ["NetworkAttachment", "Networks"]
 log = logging.getLogger(__name__)
 
 DEFAULT_BRIDGE = "balena0"
+LOCAL_SCOPE = "local"
 
 
 class Networks:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._store = NetworkStore(engine.db)
-        self._bridges: dict[str, Bridge] = {}  # by network id
+        self._segments: dict[str, Segment] = {}  # by network id
         self._sandboxes = Sandboxes(engine, self)
 
     # -- start of the daemon --
@@ -66,24 +75,24 @@ class Networks:
         Raises: SystemFailure when the default bridge cannot be had.
         """
         await self._restore_builtin()
-        if self._engine.config.ip_forward and not links.set_sysctl("ip_forward", "1"):
+        if self._engine.config.ip_forward and not links.set_sysctl("ipv4/ip_forward", "1"):
             log.warning("IPv4 forwarding cannot be switched on: containers reach no other machine")
         for network in self.all():
-            if network.bridge:
-                self._bridges[network.id] = self._make_bridge(network)
+            if network.pools:
+                self._segments[network.id] = self._make_segment(network)
         # Who runs comes first: the tables are then written with his ports, and no packet finds them missing.
         kept = {
             container.id
             for container in self._engine.containers.all()
             if container.state.running and self._sandboxes.adopt(container)
         }
-        for bridge in self._bridges.values():
+        for segment in self._segments.values():
             try:
-                await bridge.bring_up()
+                await segment.bring_up()
             except EngineError as error:
-                if bridge.network.builtin:
+                if segment.network.builtin:
                     raise
-                log.error("network cannot be restored network=%s error=%s", bridge.network.name, error.message)
+                log.error("network cannot be restored network=%s error=%s", segment.network.name, error.message)
         await self._sandboxes.remove_strays(kept)
         await self._sandboxes.serve_names()
         if self._engine.config.iptables:
@@ -131,24 +140,25 @@ class Networks:
         name = config.bridge or DEFAULT_BRIDGE
         link = await links.find_link(name)
         shown_gateway = ""
+        former = next((one.pool for one in network.pools if one.pool.subnet.version == 4), None)
+        there = [address for address in link.addresses if address.version == 4] if link is not None else []
         if config.bip:
-            interface = IPv4Interface(config.bip)
+            interface = ip_interface(config.bip)
             shown_gateway = str(interface.ip)
-        elif link is not None and link.addresses:
-            interface = link.addresses[0]
+        elif there:
+            interface = there[0]
             shown_gateway = str(interface.ip)
         else:
             taken = self._taken_subnets(but=network)
-            if network.subnet and not any(IPv4Network(network.subnet).overlaps(other) for other in taken):
-                subnet = IPv4Network(network.subnet)
+            if former is not None and not any(ipam.overlap(former.subnet, other) for other in taken):
+                subnet = former.subnet
             else:
                 subnet = ipam.choose_subnet(self._pools(), taken)
-            interface = IPv4Interface(f"{next(ipam.usable(subnet))}/{subnet.prefixlen}")
+            interface = ip_interface(f"{next(ipam.usable(subnet))}/{subnet.prefixlen}")
         network.foreign = name != DEFAULT_BRIDGE  # --bridge names somebody's
-        network.subnet = str(interface.network)
-        network.gateway = str(interface.ip)
-        network.ip_range = config.fixed_cidr
-        network.auxiliary = {"DefaultGatewayIPv4": config.default_gateway} if config.default_gateway else {}
+        auxiliary = {ipam.GATEWAY_KEYS[4]: config.default_gateway} if config.default_gateway else {}
+        pool = PoolRecord(str(interface.network), config.fixed_cidr, str(interface.ip), auxiliary)
+        network.pools = [pool]
         network.options = {
             OPTION_DEFAULT: "true",
             OPTION_ICC: str(config.icc).lower(),
@@ -157,31 +167,42 @@ class Networks:
             OPTION_NAME: name,
             OPTION_MTU: str(config.mtu),
         }
-        shown = IPAMConfigEntry(network.subnet, network.ip_range, shown_gateway, network.auxiliary or None)
-        network.ipam = IPAM("default", None, [shown])
+        shown = [IPAMConfigEntry(pool.subnet, pool.ip_range, shown_gateway, auxiliary or None)]
+        network.enable_ipv6 = config.ipv6
+        if config.ipv6:
+            subnet6 = ip_network(config.fixed_cidr_v6, strict=False)
+            auxiliary6 = {ipam.GATEWAY_KEYS[6]: config.default_gateway_v6} if config.default_gateway_v6 else {}
+            there6 = next((one for one in link.addresses if one.ip in subnet6), None) if link is not None else None
+            gateway6 = there6.ip if there6 is not None else next(ipam.usable(subnet6))
+            network.pools.append(PoolRecord(str(subnet6), "", str(gateway6), auxiliary6))
+            shown.append(
+                IPAMConfigEntry(str(subnet6), "", str(gateway6) if there6 is not None else "", auxiliary6 or None)
+            )
+        network.ipam = IPAM("default", None, shown)
 
-    def _make_bridge(self, network: Network) -> Bridge:
-        default_gateway = self._engine.config.default_gateway if network.name == BRIDGE else ""
-        return Bridge(
-            network,
-            use_firewall=self._engine.config.iptables,
-            container_gateway=IPv4Address(default_gateway) if default_gateway else None,
-        )
+    def _make_segment(self, network: Network) -> Segment:
+        if network.driver in SHARED_LINK:
+            return SharedLink(network)
+        return Bridge(network, use_firewall=self._engine.config.iptables)
 
-    def _pools(self) -> Iterable[IPv4Network]:
+    def _pools(self) -> Iterable[Subnet]:
         return ipam.expand_pools(self._engine.config.default_address_pools or ipam.DEFAULT_POOLS)
 
-    def _taken_subnets(self, but: Network | None = None) -> list[IPv4Network]:
+    def _pools6(self) -> Iterable[Subnet]:
+        return ipam.expand_pools6(self._engine.config.default_address_pools)
+
+    def _taken_subnets(self, but: Network | None = None) -> list[Subnet]:
         """What a new subnet must not overlap: our networks, routes of the host, its name servers."""
-        own = [network for network in self._store.all() if network.bridge]
-        own += [bridge.network for bridge in self._bridges.values() if bridge.network not in own]
-        taken = links.host_networks(except_links=[network.bridge for network in own])
-        taken += [IPv4Network(network.subnet) for network in own if network.subnet and network is not but]
+        own = [network for network in self._store.all() if network.pools]
+        own += [segment.network for segment in self._segments.values() if segment.network not in own]
+        bridges = [network.bridge for network in own]
+        taken: list[Subnet] = [*links.host_networks(except_links=bridges), *links.host_networks6(except_links=bridges)]
+        taken += [ip_network(pool.subnet) for network in own if network is not but for pool in network.pools]
         for server in host_resolv_conf().nameservers:
             try:
-                taken.append(IPv4Network(server))
+                taken.append(ip_network(server.partition("%")[0]))
             except ValueError:
-                pass  # IPv6
+                pass  # whoever reads the file will say so
         return taken
 
     # -- start and end of a container --
@@ -211,9 +232,9 @@ class Networks:
             raise InvalidParameter(f"network {name} is ambiguous ({matches} matches found based on {how})")
         return network
 
-    def get(self, name: str) -> Network:
+    def get(self, name: str, scope: str = "") -> Network:
         """The network that inspect means. Raises: NotFound, InvalidParameter (in inspect's own words)."""
-        network, matches, how = self._look_up(name)
+        network, matches, how = self._look_up(name) if scope in ("", LOCAL_SCOPE) else (None, 0, "")
         if matches > 1:
             raise InvalidParameter(f"{matches} matches found based on {how}: network {name} is ambiguous")
         if network is None:
@@ -233,9 +254,9 @@ class Networks:
                 return matches[0], len(matches), how
         return None, 0, ""
 
-    def find_bridge(self, network_id: str) -> Bridge | None:
-        """The live side of a bridge network."""
-        return self._bridges.get(network_id)
+    def find_segment(self, network_id: str) -> Segment | None:
+        """The live side of a network that gives addresses."""
+        return self._segments.get(network_id)
 
     def describe(self, network: Network, *, containers: bool) -> dict[str, Any]:
         """The network as the API shows it; the list leaves containers out."""
@@ -251,7 +272,11 @@ class Networks:
                 "EndpointID": settings.endpoint_id,
                 "MacAddress": settings.mac_address,
                 "IPv4Address": f"{settings.ip_address}/{settings.ip_prefix_len}" if settings.ip_address else "",
-                "IPv6Address": "",
+                "IPv6Address": (
+                    f"{settings.global_ipv6_address}/{settings.global_ipv6_prefix_len}"
+                    if settings.global_ipv6_address
+                    else ""
+                ),
             }
         return dict(sorted(shown.items()))
 
@@ -279,7 +304,7 @@ class Networks:
             if filters.exact("driver", network.driver)
             and filters.regexp("name", network.name)
             and filters.regexp("id", network.id)
-            and filters.exact("scope", "local")
+            and filters.exact("scope", LOCAL_SCOPE)
             and filters.labels(network.labels)
             and (not kinds or ("builtin" if network.builtin else "custom") in kinds)
         ]
@@ -287,9 +312,9 @@ class Networks:
     # -- create and remove --
 
     async def create(self, body: NetworkCreate) -> tuple[Network, str]:
-        """Make a user-defined bridge network; the network and a warning ("" if none).
+        """Make a user-defined network; the network and a warning ("" if none).
 
-        Raises: Forbidden, Conflict, NotFound (driver), SystemFailure, InvalidParameter, Unsupported.
+        Raises: Forbidden, Conflict, NotFound (driver), SystemFailure, InvalidParameter.
         Cancellation: undone.
         """
         name = body.name
@@ -304,12 +329,15 @@ class Networks:
                 raise Conflict(f"network with name {name} already exists")
             warning = f"Network with name {same.name} (id : {same.id}) already exists"
         network = self._make_record(body)
-        bridge = self._bridges[network.id] = self._make_bridge(network)  # from here on its subnet is taken
+        segment = None
+        if network.pools:
+            segment = self._segments[network.id] = self._make_segment(network)  # from here on its subnet is taken
         try:
             await self._store.save(network)
-            await bridge.bring_up()
+            if segment is not None:
+                await segment.bring_up()
         except BaseException:
-            await self._forget(network, bridge)
+            await self._forget(network, segment)
             raise
         self.announce("create", network)
         return network, warning
@@ -318,58 +346,109 @@ class Networks:
         driver = body.driver or BRIDGE
         if driver in (HOST, "null"):
             raise Forbidden(f'only one instance of "{driver}" network is allowed')
-        if driver != BRIDGE:
+        if driver != BRIDGE and driver not in SHARED_LINK:
             raise NotFound(f'plugin "{driver}" not found')
         asked = body.ipam or IPAM()
         if asked.driver not in ("", "default"):
             raise NotFound(f'plugin "{asked.driver}" not found')
-        if body.config_only or (body.config_from and body.config_from.network):
-            raise Unsupported("configuration-only networks are not supported")
-        if body.enable_ipv6 or any(":" in entry.subnet for entry in asked.config or ()):
-            raise Unsupported("IPv6 networks are not supported")
-        options = body.options or {}
-        parse_bridge_options(options)
+        if body.scope == "swarm":
+            raise Forbidden("cannot create a swarm scoped network when swarm is not active")
+        if body.ingress:
+            raise Forbidden("Ingress network can only be global scope network")
         network = Network(
             id=secrets.token_hex(32),
             name=body.name,
             created_ns=time.time_ns(),
             driver=driver,
+            enable_ipv6=body.enable_ipv6,
             internal=body.internal,
             attachable=body.attachable,
-            ingress=body.ingress,
-            options=options,
+            options=body.options or {},
             labels=body.labels or {},
         )
-        for other in self._bridges.values():
-            if other.name == network.bridge:
-                raise Forbidden(
-                    f"cannot create network {network.id} ({network.bridge}): conflicts with network "
-                    f"{other.network.id} ({other.name}): same bridge name"
-                )
-        self._give_pool(network, asked)
-        network.foreign = links.exists(network.bridge)
+        if body.config_from is not None and body.config_from.network:
+            asked = self._take_configuration(network, body.config_from.network, body)
+        if body.config_only:
+            network.config_only, network.driver = True, DRIVERS[NONE]
+            network.ipam = IPAM("default", asked.options, asked.config)
+            return network
+        if driver == BRIDGE:
+            parse_bridge_options(network.options)
+            network.foreign = links.exists(network.bridge)
+        else:
+            parse_shared_link_options(driver, network.options)
+            network.internal = network.internal or not network.options.get(OPTION_PARENT)
+            network.foreign = links.exists(network.parent)
+        self._refuse_shared_names(network)
+        self._give_pools(network, asked)
         return network
 
-    def _give_pool(self, network: Network, asked: IPAM) -> None:
-        entries = [entry for entry in asked.config or () if entry != IPAMConfigEntry()]
-        if len(entries) > 1:
-            raise Forbidden("bridge driver doesn't support multiple subnets")
-        taken = [bridge.pool.subnet for bridge in self._bridges.values()]
-        if entries:
-            (entry,) = entries
-            subnet = ipam.parse_subnet(entry.subnet)
-            if any(subnet.overlaps(other) for other in taken):
+    def _take_configuration(self, network: Network, name: str, body: NetworkCreate) -> IPAM:
+        """Make a network of the configuration of another. Source: libnetwork network.go, applyConfigurationTo.
+
+        Raises: Forbidden, NotFound.
+        """
+        if body.config_only:
+            raise Forbidden("a configuration network cannot depend on another configuration network")
+        source = next((one for one in self.all() if name in (one.name, one.id) and one.config_only), None)
+        if source is None:
+            raise NotFound(f'configuration network "{name}" does not exist')
+        if body.ipam is not None and (body.ipam.config or body.ipam.options):
+            raise Forbidden(
+                "user specified configurations are not supported if the network depends on a configuration network"
+            )
+        if network.options:
+            raise Forbidden(
+                "network driver options are not supported if the network depends on a configuration network"
+            )
+        network.config_from = source.name
+        network.enable_ipv6 = source.enable_ipv6
+        network.options = dict(source.options)
+        network.labels = source.labels | network.labels
+        return source.ipam
+
+    def _refuse_shared_names(self, network: Network) -> None:
+        """Two networks cannot have one link of the host. Raises: Forbidden, SystemFailure."""
+        for segment in self._segments.values():
+            other = segment.network
+            if network.bridge and other.bridge == network.bridge:
+                raise Forbidden(
+                    f"cannot create network {network.id} ({network.bridge}): conflicts with network "
+                    f"{other.id} ({other.bridge}): same bridge name"
+                )
+            if network.driver in SHARED_LINK and other.driver == network.driver and other.parent == network.parent:
+                prefix = "dm" if other.driver == MACVLAN else "di"
+                raise SystemFailure(
+                    f"network {prefix}-{other.id[:12]} is already using parent interface {network.parent}"
+                )
+
+    def _give_pools(self, network: Network, asked: IPAM) -> None:
+        """Give a network its subnets. Raises: Forbidden, NotFound, SystemFailure."""
+        entries = asked.config or []
+        subnets = [ipam.parse_subnet(entry.subnet) for entry in entries]
+        taken = [subnet for segment in self._segments.values() for subnet in segment.subnets]
+        pools: list[Pool] = []
+        shown: dict[int, list[IPAMConfigEntry]] = {4: [], 6: []}
+        for entry, subnet in zip(entries, subnets, strict=True):
+            shown[subnet.version].append(entry)
+            if subnet.version == 6 and not network.enable_ipv6:
+                continue  # shown, and not used: so it is over there
+            if any(ipam.overlap(subnet, other) for other in (*taken, *(pool.subnet for pool in pools))):
                 raise Forbidden("Pool overlaps with other one on this address space")
-            pool = ipam.make_pool(subnet, entry.ip_range, entry.gateway, entry.auxiliary)
-            shown = entries
-        else:
-            pool = ipam.make_pool(ipam.choose_subnet(self._pools(), self._taken_subnets()))
-            shown = [IPAMConfigEntry(subnet=str(pool.subnet), gateway=str(pool.gateway))]
-        network.ipam = IPAM("default", asked.options, shown)
-        network.subnet = str(pool.subnet)
-        network.ip_range = str(pool.ip_range) if pool.ip_range else ""
-        network.gateway = str(pool.gateway)
-        network.auxiliary = {name: str(address) for name, address in pool.auxiliary.items()}
+            pools.append(ipam.make_pool(subnet, entry.ip_range, entry.gateway, entry.auxiliary, network=network.name))
+        for version, candidates in ((4, self._pools()), (6, self._pools6())):
+            if (version == 6 and not network.enable_ipv6) or any(one.subnet.version == version for one in pools):
+                continue
+            taken_now = [*self._taken_subnets(), *(pool.subnet for pool in pools)]
+            pool = ipam.make_pool(ipam.choose_subnet(candidates, taken_now, version))
+            pools.append(pool)
+            shown[version].append(IPAMConfigEntry(subnet=str(pool.subnet), gateway=str(pool.gateway)))
+        if network.driver == BRIDGE and any(
+            len([one for one in pools if one.subnet.version == version]) > 1 for version in (4, 6)
+        ):
+            raise Forbidden("bridge driver doesn't support multiple subnets")
+        network.ipam = IPAM("default", asked.options, [*shown[4], *shown[6]])
+        network.pools = [PoolRecord.of(pool) for pool in pools]
 
     async def remove(self, name: str) -> None:
         """Remove a network on which nobody runs.
@@ -381,25 +460,27 @@ class Networks:
             raise NotFound(f"network {name} not found")
         if network.builtin:
             raise Forbidden(f"{network.name} is a pre-defined network and cannot be removed")
-        bridge = self._bridges.get(network.id)
-        if self._attached(network) or (bridge is not None and bridge.endpoints):
+        if network.config_only and any(one.config_from == network.name for one in self.all()):
+            raise Forbidden(f'error while removing network: configuration network "{network.name}" is in use')
+        segment = self._segments.get(network.id)
+        if self._attached(network) or (segment is not None and segment.endpoints):
             raise Forbidden(
                 f"error while removing network: network {network.name} id {network.id} has active endpoints"
             )
-        await self._forget(network, bridge)
+        await self._forget(network, segment)
         self.announce("destroy", network)
 
-    async def _forget(self, network: Network, bridge: Bridge | None) -> None:
+    async def _forget(self, network: Network, segment: Segment | None) -> None:
         """Take a network away. From the first line on no container starts on it.
 
         Cancellation: completes all the same.
         """
-        self._bridges.pop(network.id, None)
+        self._segments.pop(network.id, None)
         with trio.CancelScope(shield=True):
             await self._store.delete(network.id)
-            if bridge is not None:
+            if segment is not None:
                 try:
-                    await bridge.bring_down()
+                    await segment.bring_down()
                 except SystemFailure as error:
                     log.error("network is not undone network=%s error=%s", network.name, error.message)
 
@@ -432,10 +513,12 @@ class Networks:
 
         Raises: NotFound, InvalidParameter, Forbidden, SystemFailure.
         """
+        container = self._engine.containers.find(container_name)
         network = self.find(name)
         if network is None:
             raise NotFound(f"network {name} not found")
-        container = self._engine.containers.find(container_name)
+        if network.config_only:
+            raise Forbidden(f"cannot create endpoint on configuration-only network: {network.name}")
         asked = settings or EndpointSettings()
         wanted = EndpointSettings(
             ipam_config=asked.ipam_config, links=asked.links, aliases=asked.aliases, driver_opts=asked.driver_opts
@@ -443,7 +526,7 @@ class Networks:
         async with self._engine.locks(f"container/{container.id}"):
             _refuse_leaving(container)
             check_settings(network, wanted)
-            self._check_address(network, wanted)
+            self._check_addresses(network, wanted)
             known = next((one for one in container.endpoints.values() if self._is_of(one, network)), None)
             running = container.state.running
             if network.name in container.endpoints or known is not None:
@@ -465,10 +548,16 @@ class Networks:
 
         Raises: NotFound, InvalidParameter, SystemFailure.
         """
+        try:
+            container = self._engine.containers.find(container_name)
+        except NotFound as error:
+            if not force:
+                raise
+            # An endpoint may outlive its container over there; here there is none to be forgotten.
+            raise NotFound(f"endpoint {container_name} not found") from error
         network = self.find(name)
         if network is None and not force:
             raise NotFound(f"network {name} not found")
-        container = self._engine.containers.find(container_name)
         async with self._engine.locks(f"container/{container.id}"):
             _refuse_leaving(container)
             key = network.name if network is not None else name
@@ -487,16 +576,19 @@ class Networks:
     def _is_of(self, settings: EndpointSettings, network: Network) -> bool:
         return settings.network_id == network.id
 
-    def _check_address(self, network: Network, settings: EndpointSettings) -> None:
-        address = settings.ipam_config.ipv4_address if settings.ipam_config else ""
-        bridge = self._bridges.get(network.id)
-        if address and bridge is not None:
+    def _check_addresses(self, network: Network, settings: EndpointSettings) -> None:
+        asked = settings.ipam_config
+        segment = self._segments.get(network.id)
+        if asked is None or segment is None:
+            return
+        for version, address in ((4, asked.ipv4_address), (6, asked.ipv6_address)):
             try:
-                inside = IPv4Address(address) in bridge.pool.subnet
+                if address and ip_address(address).version != version:
+                    raise ValueError(address)
             except ValueError as error:
-                raise InvalidParameter(f"invalid IPv4 address: {address}") from error
-            if not inside:
-                raise SystemFailure(f"Invalid address {address}: It does not belong to any of this network's subnets")
+                raise InvalidParameter(f"invalid IPv{version} address: {address}") from error
+            if address:
+                segment.check_static(address)
 
     # -- events --
 

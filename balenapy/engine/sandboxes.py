@@ -13,21 +13,21 @@ import secrets
 import socket
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, IPv6Interface, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
 from balenapy.core import netplan
-from balenapy.core.container import Container, EndpointSettings, PortBinding, SandboxState
-from balenapy.core.netplan import Forward
+from balenapy.core.container import Container, EndpointSettings, IPAMConfig, PortBinding, SandboxState
+from balenapy.core.netplan import EndpointPlan, Forward, Step
 from balenapy.core.network import BRIDGE, HOST, NONE, Network
 from balenapy.core.ports import ExposedPort, PublishedPort, expand_exposed, requested_ports
-from balenapy.engine.bridges import Bridge, Endpoint, default_endpoint
 from balenapy.engine.netfiles import NetworkFiles
 from balenapy.engine.published import PublishedPorts
-from balenapy.errors import Conflict, InvalidParameter, NotFound, SystemFailure
+from balenapy.engine.segments import Defaults, Endpoint, Segment, defaults_of
+from balenapy.errors import Conflict, Forbidden, InvalidParameter, NotFound, SystemFailure
 from balenapy.linux import conntrack, links, netns
 
 if TYPE_CHECKING:
@@ -63,17 +63,21 @@ class Sandbox:
 
     @property
     def port_target(self) -> Endpoint | None:
-        """Where published ports lead: the first endpoint that is not on an internal network."""
-        return next((one for one in self.endpoints if not one.bridge.network.internal), None)
+        """Where published ports lead: the first endpoint on a bridge that is not internal."""
+        return next((one for one in self.endpoints if one.segment.publishes), None)
 
     @property
     def addresses(self) -> list[str]:
-        return [str(endpoint.address.ip) for endpoint in self.endpoints]
+        return [str(address.ip) for endpoint in self.endpoints for address in endpoint.addresses]
+
+    @property
+    def has_ipv6(self) -> bool:
+        return any(endpoint.address6 is not None for endpoint in self.endpoints)
 
     @property
     def resolves_names(self) -> bool:
         """Whether other containers have names here: on user-defined networks."""
-        return any(endpoint.bridge.network.user_defined for endpoint in self.endpoints)
+        return any(endpoint.segment.network.user_defined for endpoint in self.endpoints)
 
 
 class Sandboxes:
@@ -96,18 +100,20 @@ class Sandboxes:
             return False
         sandbox = self._sandboxes[container.id] = Sandbox(container.id, path)
         for settings in container.endpoints.values():
-            bridge = self._networks.find_bridge(settings.network_id)
-            if bridge is None or not settings.endpoint_id or not settings.ip_address:
+            segment = self._networks.find_segment(settings.network_id)
+            if segment is None or not settings.endpoint_id or not settings.ip_address:
                 continue
+            address6 = f"{settings.global_ipv6_address}/{settings.global_ipv6_prefix_len}"
             endpoint = Endpoint(
                 id=settings.endpoint_id,
                 container_id=container.id,
-                bridge=bridge,
+                segment=segment,
                 address=IPv4Interface(f"{settings.ip_address}/{settings.ip_prefix_len}"),
                 mac=settings.mac_address,
                 inside_name="",  # looked up when it is needed
+                address6=IPv6Interface(address6) if settings.global_ipv6_address else None,
             )
-            bridge.adopt(endpoint)
+            segment.adopt(endpoint)
             sandbox.endpoints.append(endpoint)
         self._ports.adopt(container.id, _published_in(container.sandbox.ports))
         self._set_forwards(sandbox)
@@ -169,7 +175,9 @@ class Sandboxes:
             container.sandbox.nameserver_port = nameserver_port
             container.sandbox.ports = self._ports_in_force(container, sandbox)
             self._files.place(container, container.sandbox)
-            self._files.write(container, sandbox.addresses, host=host, embedded=sandbox.resolves_names)
+            self._files.write(
+                container, sandbox.addresses, host=host, embedded=sandbox.resolves_names, ipv6=sandbox.has_ipv6
+            )
         except BaseException as error:
             with trio.move_on_after(UNDO_TIMEOUT_S, shield=True):
                 await self._dismantle(container, sandbox)
@@ -230,8 +238,10 @@ class Sandboxes:
             network = (self._networks.find(settings.network_id) if settings.network_id else None) or (
                 self._networks.find(name)
             )
-            if network is None or (network.bridge and self._networks.find_bridge(network.id) is None):
+            if network is None or (network.pools and self._networks.find_segment(network.id) is None):
                 raise NotFound(f"network {name} not found")
+            if network.config_only:
+                raise Forbidden(f"cannot create endpoint on configuration-only network: {network.name}")
             check_settings(network, settings)
             add_short_id(network, settings, container)
             chosen.append((network, settings))
@@ -249,22 +259,27 @@ class Sandboxes:
         _clear(settings)
         settings.network_id = network.id
         settings.endpoint_id = secrets.token_hex(32)
-        bridge = self._networks.find_bridge(network.id)
-        if bridge is None:
+        segment = self._networks.find_segment(network.id)
+        if segment is None:
             return None
         names = {endpoint.inside_name for endpoint in sandbox.endpoints} | set(used_names)
-        prefix = bridge.options.prefix
-        endpoint = bridge.allocate(
+        asked = settings.ipam_config or IPAMConfig()
+        endpoint = segment.allocate(
             settings.endpoint_id,
             container.id,
-            next(name for index in range(_MAX_INTERFACES) if (name := f"{prefix}{index}") not in names),
-            address=settings.ipam_config.ipv4_address if settings.ipam_config else "",
+            next(name for index in range(_MAX_INTERFACES) if (name := f"{segment.prefix}{index}") not in names),
+            address=asked.ipv4_address,
+            address6=asked.ipv6_address,
             mac="" if sandbox.endpoints else container.config.mac_address,
         )
         sandbox.endpoints.append(endpoint)
         settings.gateway = "" if endpoint.gateway is None else str(endpoint.gateway)
         settings.ip_address = str(endpoint.address.ip)
         settings.ip_prefix_len = endpoint.address.network.prefixlen
+        if endpoint.address6 is not None:
+            settings.ipv6_gateway = "" if endpoint.gateway6 is None else str(endpoint.gateway6)
+            settings.global_ipv6_address = str(endpoint.address6.ip)
+            settings.global_ipv6_prefix_len = endpoint.address6.network.prefixlen
         settings.mac_address = endpoint.mac
         return endpoint
 
@@ -275,13 +290,15 @@ class Sandboxes:
         """
         nameserver_port = 0
         for endpoint in sandbox.endpoints:
-            await endpoint.bridge.clear_way(endpoint)
-        default, publishes = default_endpoint(sandbox.endpoints), bool(self._ports.of(sandbox.container_id))
-        plans = [one.plan(default_route=one is default, hairpin=publishes) for one in sandbox.endpoints]
-        inside = "".join(netplan.inside_batch(plan, netns.home_handle()) for plan in plans)
+            await endpoint.segment.clear_way(endpoint)
+        defaults, publishes = defaults_of(sandbox.endpoints), bool(self._ports.of(sandbox.container_id))
+        plans = [one.plan(defaults=defaults, hairpin=publishes) for one in sandbox.endpoints]
+        sharing = [plan for plan in plans if plan.shares_link]
 
         async def make_links() -> None:
+            inside = [step for plan in plans if not plan.shares_link for step in _inside(plan)]
             await self._in_netns_thread(netns.create, path, inside)
+            await self._add_shared_links(path, sharing)
             outside = "".join(map(netplan.outside_batch, plans))
             await _together(lambda: links.run_batch(outside), *([serve_names] if sandbox.resolves_names else []))
 
@@ -289,9 +306,21 @@ class Sandboxes:
             nonlocal nameserver_port
             nameserver_port = await self._names.serve(container, sandbox)
 
-        await _together(make_links, *(bridge.refresh for bridge in _forwarding(sandbox)))
+        await _together(make_links, *(segment.refresh for segment in _forwarding(sandbox)))
         await self._forget_flows(sandbox, begins=True)
         return nameserver_port
+
+    async def _add_shared_links(self, path: Path, plans: Sequence[EndpointPlan]) -> None:
+        """Put interfaces on links of the host into a sandbox: macvlan and ipvlan."""
+        if plans:
+            await links.run_batch("".join(netplan.shared_link_batch(plan, str(path)) for plan in plans))
+            inside = [step for plan in plans for step in _inside(plan)]
+            await self._in_netns_thread(netns.run_steps_inside, path, inside)
+
+    async def _remove_shared_links(self, path: Path, endpoints: Sequence[Endpoint]) -> None:
+        """Interfaces on links of the host go before their namespace: their hardware addresses are free at once."""
+        if endpoints and netns.exists(path):
+            await self._in_netns_thread(netns.delete_links_with, path, [str(one.address.ip) for one in endpoints])
 
     async def _dismantle(self, container: Container, sandbox: Sandbox) -> None:
         """Give everything back. Failures are logged: the next start of the daemon cleans up by name."""
@@ -301,15 +330,16 @@ class Sandboxes:
         self._ports.release(container.id)
         forwarding = _forwarding(sandbox)
         for endpoint in sandbox.endpoints:
-            endpoint.bridge.release(endpoint)
+            endpoint.segment.release(endpoint)
         for settings in container.endpoints.values():
             _clear(settings)
         container.sandbox.ports = {}
         try:
             if sandbox.path is not None:
+                await self._remove_shared_links(sandbox.path, _sharing(sandbox.endpoints))
                 await self._in_netns_thread(netns.remove, sandbox.path)
-            for bridge in forwarding:
-                await bridge.refresh()
+            for segment in forwarding:
+                await segment.refresh()
             await self._forget_flows(sandbox, begins=False)
         except SystemFailure as error:
             log.error("network is not undone container=%s error=%s", container.short_id, error.message)
@@ -348,21 +378,23 @@ class Sandboxes:
         if endpoint is None:
             return
         try:
-            await endpoint.bridge.clear_way(endpoint)
+            await endpoint.segment.clear_way(endpoint)
             if not self._ports.of(container.id):
                 self._publish(container, sandbox)
-            default, publishes = default_endpoint(sandbox.endpoints), bool(self._ports.of(container.id))
-            plan = endpoint.plan(default_route=endpoint is default, hairpin=publishes)
-            batch = netplan.inside_batch(plan, netns.home_handle())
-            await self._in_netns_thread(netns.run_batch_inside, sandbox.path, batch)
+            defaults, publishes = defaults_of(sandbox.endpoints), bool(self._ports.of(container.id))
+            plan = endpoint.plan(defaults=defaults, hairpin=publishes)
+            if plan.shares_link:
+                await self._add_shared_links(sandbox.path, [plan])
+            else:
+                await self._in_netns_thread(netns.run_steps_inside, sandbox.path, _inside(plan))
             await links.run_batch(netplan.outside_batch(plan))
             self._set_forwards(sandbox)
-            for bridge in before | _forwarding(sandbox):
-                await bridge.refresh()
+            for segment in before | _forwarding(sandbox):
+                await segment.refresh()
             if network.user_defined and not container.sandbox.nameserver_port:
                 port = container.sandbox.nameserver_port = await self._names.serve(container, sandbox)
                 if port:
-                    self._files.use_embedded(container)
+                    self._files.use_embedded(container, ipv6=sandbox.has_ipv6)
         except BaseException as error:
             with trio.move_on_after(UNDO_TIMEOUT_S, shield=True):
                 await self._remove_endpoint(container, sandbox, endpoint)
@@ -395,20 +427,21 @@ class Sandboxes:
     async def _remove_endpoint(self, container: Container, sandbox: Sandbox, endpoint: Endpoint) -> None:
         touched = _forwarding(sandbox)
         sandbox.endpoints.remove(endpoint)
-        endpoint.bridge.release(endpoint)
+        endpoint.segment.release(endpoint)
         if sandbox.port_target is None:
             self._ports.release(container.id)
         self._set_forwards(sandbox)
         if links.exists(endpoint.host_link):
             await links.run_batch(netplan.delete_batch(endpoint.host_link), force=True)
-        default = default_endpoint(sandbox.endpoints)
-        if default is not None and sandbox.path is not None:
-            # The link took the default route with it, if it had that; an address names the right interface.
-            await self._in_netns_thread(
-                netns.run_batch_inside, sandbox.path, netplan.gateway_batch(default.plan(default_route=True))
-            )
-        for bridge in touched | _forwarding(sandbox):
-            await bridge.refresh()
+        if sandbox.path is not None:
+            await self._remove_shared_links(sandbox.path, _sharing([endpoint]))
+            # The link took the default routes with it, if it had them; an address names the right interface.
+            defaults = defaults_of(sandbox.endpoints)
+            leading = {one.id: one for one in (defaults.ipv4, defaults.ipv6) if one is not None}
+            batch = "".join(netplan.gateway_batch(one.plan(defaults=defaults)) for one in leading.values())
+            await self._in_netns_thread(netns.run_steps_inside, sandbox.path, [batch])
+        for segment in touched | _forwarding(sandbox):
+            await segment.refresh()
 
     def _refresh_record(self, container: Container, sandbox: Sandbox) -> None:
         container.sandbox.ports = self._ports_in_force(container, sandbox)
@@ -435,7 +468,12 @@ class Sandboxes:
         if not requests:
             return
         try:
-            self._ports.publish(container.id, requests, target.bridge.options.host_ip or self._engine.config.ip)
+            self._ports.publish(
+                container.id,
+                requests,
+                target.segment.network.bridge_options.host_ip or self._engine.config.ip,
+                ipv6=target.address6 is not None,
+            )
         except SystemFailure as error:
             raise SystemFailure(
                 "driver failed programming external connectivity on endpoint "
@@ -448,8 +486,11 @@ class Sandboxes:
         for endpoint in sandbox.endpoints:
             endpoint.forwards = ()
         if target is not None:
+            by_version = {one.version: one.ip for one in target.addresses}
             target.forwards = tuple(
-                Forward(published, target.address.ip) for published in self._ports.of(sandbox.container_id)
+                Forward(published, by_version[version])
+                for published in self._ports.of(sandbox.container_id)
+                if (version := ip_address(published.host_ip).version) in by_version
             )
 
     def _ports_in_force(self, container: Container, sandbox: Sandbox) -> dict[str, list[PortBinding] | None]:
@@ -496,8 +537,17 @@ def _attachment(state: SandboxState, netns_path: str | None) -> NetworkAttachmen
     return NetworkAttachment(netns_path, state.hosts_path, state.hostname_path, state.resolv_conf_path)
 
 
-def _forwarding(sandbox: Sandbox) -> set[Bridge]:
-    return {endpoint.bridge for endpoint in sandbox.endpoints if endpoint.forwards}
+def _forwarding(sandbox: Sandbox) -> set[Segment]:
+    return {endpoint.segment for endpoint in sandbox.endpoints if endpoint.forwards}
+
+
+def _sharing(endpoints: Iterable[Endpoint]) -> list[Endpoint]:
+    """Those whose interfaces are on a link of the host."""
+    return [endpoint for endpoint in endpoints if endpoint.plan(defaults=Defaults()).shares_link]
+
+
+def _inside(plan: EndpointPlan) -> list[Step]:
+    return netplan.inside_steps(plan, netns.home_handle())
 
 
 def _clear(settings: EndpointSettings) -> None:

@@ -7,14 +7,14 @@ import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from pathlib import Path
 
 from balenapy.errors import SystemFailure
 from balenapy.linux.process import run_tool
 
 _SYS_NET = Path("/sys/class/net")
-_PROC_SYS_NET = Path("/proc/sys/net/ipv4")
+_PROC_SYS_NET = Path("/proc/sys/net")
 _RTF_UP, _RTF_REJECT = 0x1, 0x200
 
 
@@ -24,7 +24,7 @@ class Link:
     mac: str
     mtu: int
     kind: str  # bridge, veth, ...; "" for hardware
-    addresses: tuple[IPv4Interface, ...]
+    addresses: tuple[IPv4Interface | IPv6Interface, ...]  # those of IPv6 that are valid on that link only are left out
 
 
 async def run_batch(batch: str, *, force: bool = False) -> None:
@@ -38,7 +38,7 @@ async def run_batch(batch: str, *, force: bool = False) -> None:
 
 
 async def find_link(name: str) -> Link | None:
-    """One link of the host with its IPv4 addresses; None when there is no such link."""
+    """One link of the host with its addresses; None when there is no such link."""
     if not exists(name):
         return None
     outcome = await run_tool(("ip", "-details", "-json", "address", "show", "dev", name), check=False)
@@ -52,9 +52,9 @@ async def find_link(name: str) -> Link | None:
             mtu=int(found["mtu"]),
             kind=found.get("linkinfo", {}).get("info_kind", ""),
             addresses=tuple(
-                IPv4Interface(f"{one['local']}/{one['prefixlen']}")
+                (IPv4Interface if one["family"] == "inet" else IPv6Interface)(f"{one['local']}/{one['prefixlen']}")
                 for one in found.get("addr_info", ())
-                if one.get("family") == "inet"
+                if one.get("family") == "inet" or (one.get("family") == "inet6" and one.get("scope") != "link")
             ),
         )
     except (ValueError, KeyError) as error:
@@ -94,8 +94,26 @@ def host_networks(except_links: Iterable[str] = ()) -> list[IPv4Network]:
     return networks
 
 
+def host_networks6(except_links: Iterable[str] = ()) -> list[IPv6Network]:
+    """The same for IPv6; what every link has (fe80::, ff00::) is left out. None where the kernel has no IPv6."""
+    skipped = set(except_links)
+    networks = []
+    try:
+        lines = Path("/proc/net/ipv6_route").read_text().splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        destination, prefix, _, _, _, _, _, _, flags, link = line.split()
+        network = IPv6Network((int(destination, 16), int(prefix, 16)))
+        if link in skipped or not network.prefixlen or network.is_link_local or network.is_multicast:
+            continue
+        if int(flags, 16) & _RTF_UP and not network.is_loopback:
+            networks.append(network)
+    return networks
+
+
 def set_sysctl(name: str, value: str) -> bool:
-    """Write net.ipv4.<name> unless it is so already; False when it cannot be written."""
+    """Write /proc/sys/net/<name> unless it is so already; False when it cannot be written."""
     path = _PROC_SYS_NET / name
     try:
         if path.read_text().strip() != value:

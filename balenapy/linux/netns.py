@@ -8,16 +8,18 @@ lets go of the thread. A thread that cannot return home must not be used again, 
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import os
 import socket
 import struct
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from balenapy.core.netplan import Step
 from balenapy.errors import SystemFailure
 from balenapy.linux import syscalls
 from balenapy.linux.process import TOOL_ENV
@@ -33,8 +35,8 @@ _IFF_UP_RUNNING = 0x1 | 0x40
 _TOOL_TIMEOUT_S = 30
 
 
-def create(path: Path, batch: str = "") -> None:
-    """Make a namespace at `path` with loopback up, and run `ip -batch` lines in it.
+def create(path: Path, steps: Iterable[Step] = ()) -> None:
+    """Make a namespace at `path` with loopback up, and run these steps in it.
 
     IPv6 is off inside until an endpoint brings an IPv6 address (libnetwork createNetworkNamespace), which also spares
     duplicate address detection. Nothing is left behind on failure.
@@ -50,7 +52,7 @@ def create(path: Path, batch: str = "") -> None:
             syscalls.bind_mount(_OWN, path)
             _write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1")
             _loopback_up()
-            run_batch(batch)
+            run_steps(steps)
     except BaseException as error:
         remove(path)
         if isinstance(error, OSError):
@@ -99,9 +101,23 @@ def open_socket(path: Path, family: int, kind: int, address: tuple[str, int]) ->
     return call_inside(path, make)
 
 
-def run_batch_inside(path: Path, batch: str) -> None:
-    """Run `ip -batch` lines in the namespace at `path`. Raises: SystemFailure."""
-    call_inside(path, lambda: run_batch(batch))
+def run_steps_inside(path: Path, steps: Iterable[Step]) -> None:
+    """Run these steps in the namespace at `path`. Raises: SystemFailure."""
+    call_inside(path, lambda: run_steps(steps))
+
+
+def delete_links_with(path: Path, addresses: Iterable[str]) -> None:
+    """Delete the links that have these addresses in the namespace at `path`. Raises: SystemFailure."""
+
+    def delete() -> None:
+        found = json.loads(_run_here(("ip", "-json", "address", "show")) or "[]")
+        wanted = set(addresses)
+        names = [
+            link["ifname"] for link in found if any(one.get("local") in wanted for one in link.get("addr_info", ()))
+        ]
+        _run_batch("".join(f"link delete dev {name}\n" for name in names))
+
+    call_inside(path, delete)
 
 
 def apply_rules_inside(path: Path, ruleset: str) -> None:
@@ -140,16 +156,31 @@ def home_handle() -> str:
     return f"/proc/{os.getpid()}/ns/net"
 
 
-def run_batch(batch: str) -> None:
-    """Run `ip -batch` in the calling thread's namespace: a child is born where its thread is.
+def run_steps(steps: Iterable[Step]) -> None:
+    """Run `ip -batch`, and set switches, in the calling thread's namespace: a child is born where its thread is.
 
     Raises: SystemFailure, with the words of ip and the line it failed at.
     """
+    batch = ""
+    for step in steps:
+        if isinstance(step, str):
+            batch += step
+            continue
+        _run_batch(batch)
+        batch = ""
+        try:
+            _write(f"/proc/sys/net/{step.name}", step.value)
+        except OSError as error:
+            raise SystemFailure(f"cannot set net/{step.name}: {error.strerror}") from error
+    _run_batch(batch)
+
+
+def _run_batch(batch: str) -> None:
     if batch:
         _run_here(("ip", "-batch", "-"), batch)
 
 
-def _run_here(argv: tuple[str, ...], input: str) -> None:
+def _run_here(argv: tuple[str, ...], input: str = "") -> str:
     try:
         done = subprocess.run(
             argv,
@@ -164,6 +195,7 @@ def _run_here(argv: tuple[str, ...], input: str) -> None:
     if done.returncode != 0:
         words = done.stderr.decode(errors="replace").strip().replace("\n", "; ")
         raise SystemFailure(f"{argv[0]}: {words or f'exit status {done.returncode}'}")
+    return done.stdout.decode(errors="replace")
 
 
 class _Stranded(BaseException):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 
+from balenapy.core.ports import in_brackets
 from balenapy.errors import SystemFailure
 
 _KINDS = {
@@ -34,10 +35,13 @@ def reserve(protocol: str, host_ip: str, port: int) -> socket.socket | None:
     """
     kind, number = _KINDS[protocol]
     try:
-        held = socket.socket(socket.AF_INET, kind | socket.SOCK_CLOEXEC, number)
+        family = socket.AF_INET6 if ":" in host_ip else socket.AF_INET
+        held = socket.socket(family, kind | socket.SOCK_CLOEXEC, number)
     except OSError:
         return None
     try:
+        if family == socket.AF_INET6:
+            held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if protocol == "udp":
             # Datagrams that come before the redirection is in place would lie here for ever: let there be few.
             held.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
@@ -51,5 +55,6 @@ def reserve(protocol: str, host_ip: str, port: int) -> socket.socket | None:
         words = _WORDS.get(error.errno or 0, (error.strerror or str(error)).lower())
         kind_of = PortTaken if error.errno == errno.EADDRINUSE else SystemFailure
         # There is no userland proxy; its words are what clients match on.
-        raise kind_of(f"Error starting userland proxy: listen {protocol} {host_ip}:{port}: bind: {words}") from error
+        where = f"{in_brackets(host_ip)}:{port}"
+        raise kind_of(f"Error starting userland proxy: listen {protocol} {where}: bind: {words}") from error
     return held

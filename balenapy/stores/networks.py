@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from typing import Any
 
 from balenapy.core import wire
 from balenapy.core.network import Network
@@ -17,7 +18,7 @@ class NetworkStore:
         self._networks: dict[str, Network] = {}
         for network_id, record in db.query("SELECT id, record FROM network ORDER BY id"):
             try:
-                network = wire.decode(Network, json.loads(str(record)))
+                network = wire.decode(Network, _with_pools(json.loads(str(record))))
                 if network.id != network_id:
                     raise ValueError("its record is another's")
             except (EngineError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
@@ -49,3 +50,11 @@ class NetworkStore:
 
         await self._db.transaction(write)
         self._networks.pop(network_id, None)
+
+
+def _with_pools(record: dict[str, Any]) -> dict[str, Any]:
+    """A record as it is now: the first ones had one pool, spread out over the network's own fields."""
+    if record.get("Subnet") and "Pools" not in record:
+        pool = {key: record[key] for key in ("Subnet", "IPRange", "Gateway", "Auxiliary") if key in record}
+        return record | {"Pools": [pool]}
+    return record

@@ -47,6 +47,12 @@ def test_addresses_are_answered() -> None:
     ]
 
 
+def test_addresses_of_ipv6_are_answered() -> None:
+    reply = DNSRecord.parse(render_answer(asked("www", AAAA), Answer(("fd00::2",)), 512))
+
+    assert [(QTYPE[record.rtype], str(record.rdata)) for record in reply.rr] == [("AAAA", "fd00::2")]
+
+
 def test_a_pointer_is_answered() -> None:
     reply = DNSRecord.parse(render_answer(asked("2.0.0.10.in-addr.arpa", PTR), Answer(pointer="web.front"), 512))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 
 import pytest
 from hypothesis import given
@@ -94,28 +94,44 @@ def test_a_range_outside_the_subnet_hands_out_its_own_addresses() -> None:
     ("arguments", "kind", "message"),
     [
         (("", "10.1.0.1"), SystemFailure, "failed to allocate gateway (10.1.0.1): Requested address is out of range"),
-        (("", "zz"), SystemFailure, "failed to allocate gateway (zz): invalid address"),
-        (("zz",), SystemFailure, "invalid CIDR address: zz"),
+        (("", "zz"), SystemFailure, "invalid gateway address zz in Ipam configuration"),
+        (
+            ("zz",),
+            SystemFailure,
+            'failed to parse pool request for address space "LocalDefault" pool "10.0.0.0/24" subpool "zz": '
+            "Invalid Address SubPool",
+        ),
         (
             ("", "10.0.0.9", {"a": "10.0.0.9"}),
-            Forbidden,
-            "failed to allocate gateway (10.0.0.9): Address already in use",
+            SystemFailure,
+            "failed to allocate secondary ip address (a:10.0.0.9): Address already in use",
         ),
         (
             ("", "", {"a": "10.0.0.9", "b": "10.0.0.9"}),
-            Forbidden,
+            SystemFailure,
             "failed to allocate secondary ip address (b:10.0.0.9): Address already in use",
         ),
+        (
+            ("", "", {"a": "10.1.0.9"}),
+            Forbidden,
+            "auxiliary address: (a:10.1.0.9) must belong to the master pool: 10.0.0.0/24",
+        ),
+        (
+            ("", "", {"a": "zz"}),
+            SystemFailure,
+            "non parsable secondary ip address (a:zz) passed for network n",
+        ),
+        (("", "fd00::1"), SystemFailure, "failed to allocate gateway (fd00::1): Requested address is out of range"),
     ],
 )
 def test_a_bad_pool_is_refused(arguments: tuple[object, ...], kind: type[EngineError], message: str) -> None:
     with pytest.raises(kind) as caught:
-        make_pool(network("10.0.0.0/24"), *arguments)  # type: ignore[arg-type]
+        make_pool(network("10.0.0.0/24"), *arguments, network="n")  # type: ignore[arg-type]
 
     assert caught.value.message == message
 
 
-@pytest.mark.parametrize("text", ["", "10.0.0.0", "10.0.0.0/33", "x/8", "::/64"])
+@pytest.mark.parametrize("text", ["", "10.0.0.0", "10.0.0.0/33", "x/8", "::/129"])
 def test_a_bad_subnet_is_refused_in_gos_words(text: str) -> None:
     with pytest.raises(SystemFailure) as caught:
         ipam.parse_subnet(text)
@@ -137,5 +153,34 @@ def test_static_addresses_are_checked() -> None:
         pool.check_static(IPv4Address("10.1.0.1"), taken)
 
 
+def test_a_subnet_of_ipv6_gives_addresses_as_one_of_ipv4_does() -> None:
+    pool = make_pool(ipam.parse_subnet("fd00:1::7/64"), "fd00:1::100/120")
+    pair = make_pool(ipam.parse_subnet("fd00:2::/127"))
+
+    assert (str(pool.subnet), str(pool.gateway)) == ("fd00:1::/64", "fd00:1::100")
+    assert str(pool.lowest_free({ip_address("fd00:1::101")})) == "fd00:1::102"
+    assert str(make_pool(ipam.parse_subnet("fd00:1::/64")).lowest_free(())) == "fd00:1::2"
+    assert (str(pair.gateway), str(pair.lowest_free(()))) == ("fd00:2::", "fd00:2::1")
+    with pytest.raises(Forbidden, match="Address already in use"):
+        pool.check_static(ip_address("fd00:1::ffff:ffff:ffff:ffff"), ())
+    with pytest.raises(NotFound, match="non-overlapping IPv6 address pool among the defaults"):
+        ipam.choose_subnet([], [], 6)
+
+
+def test_pools_of_both_kinds_stand_beside_each_other() -> None:
+    pools = ["10.0.0.0/15:16", "fd00::/47:48"]
+
+    assert [str(one) for one in ipam.expand_pools(pools)] == ["10.0.0.0/16", "10.1.0.0/16"]
+    assert [str(one) for one in ipam.expand_pools6(pools)] == ["fd00::/48", "fd00:0:1::/48"]
+    assert not ipam.overlap(network("0.0.0.0/0"), ip_network("::/0"))
+
+
+def test_an_auxiliary_address_may_be_said_to_be_the_containers_gateway() -> None:
+    pool = make_pool(network("10.0.0.0/24"), auxiliary={"DefaultGatewayIPv4": "10.0.0.9", "x": "10.0.0.1"})
+
+    assert (str(pool.gateway), str(pool.container_gateway)) == ("10.0.0.2", "10.0.0.9")
+
+
 def test_a_mac_is_made_of_the_address() -> None:
+    assert str(ipam.address_of_mac(IPv6Network("fd00::/64"), "02:42:ac:11:00:02")) == "fd00::242:ac11:2"
     assert ipam.mac_of(IPv4Address("10.99.5.77")) == "02:42:0a:63:05:4d"

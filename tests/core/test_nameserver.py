@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from balenapy.core.nameserver import AAAA, MX, PTR, A, Answer, Forward, Owner, Question, Scope, decide
 
 TXT, CHAOS = 16, 3
+SIX = Owner("10.2.0.2", "six", (), "c6", "fd00::2")
 WEB = Owner("10.0.0.2", "web", ("www", "app", "0123456789ab"), "0123456789ab" * 5 + "0123")
 DB = Owner("10.0.0.3", "db", ("app", "sql"))
 NAMELESS = Owner("10.0.0.4", "", ("cache", "abcdefabcdef"))
@@ -112,3 +115,14 @@ def test_every_question_has_one_answer_of_what_is_there(question: Question, seen
     if isinstance(answer, Answer):
         assert set(answer.addresses) <= {owner.address for scope in seen for owner in scope.owners}
         assert not (answer.addresses and answer.pointer)
+
+
+def test_names_have_addresses_of_ipv6_where_their_owners_have() -> None:
+    both = Scope("both", (SIX, Owner("10.2.0.3", "six", (), "c7")))
+
+    assert addresses("six", both) == ("10.2.0.2", "10.2.0.3")
+    assert addresses("six", both, kind=AAAA) == ("fd00::2",)
+    assert addresses("six", both, kind=MX) == ()
+    reverse = ip_address("fd00::2").reverse_pointer
+    assert decide(Question(reverse, PTR), (both,)) == Answer(pointer="six.both")
+    assert isinstance(decide(Question(reverse[2:], PTR), (both,)), Forward)

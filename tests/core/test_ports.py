@@ -188,3 +188,15 @@ class TableMachine(RuleBasedStateMachine):
 
 
 TestTable = TableMachine.TestCase
+
+
+def test_a_port_is_free_on_all_addresses_or_not_offered() -> None:
+    table = PortTable((50000, 50003))
+    any_port = PortRequest(ExposedPort(80, "tcp"))
+    table.take(PortRequest(ExposedPort(80, "tcp"), "fd00::1", 50000, 50000), "fd00::1", 50000)
+    table.take(PortRequest(ExposedPort(80, "tcp"), "10.0.0.1", 50001, 50001), "10.0.0.1", 50001)
+
+    assert list(table.candidates(any_port, "0.0.0.0", "::")) == [50002, 50003]
+    assert list(table.candidates(any_port, "0.0.0.0")) == [50000, 50002, 50003]
+    with pytest.raises(SystemFailure, match=r"Bind for \[::\]:50000 failed: port is already allocated"):
+        list(table.candidates(PortRequest(ExposedPort(80, "tcp"), "::", 50000, 50000), "::"))

@@ -141,10 +141,14 @@ def _let_go(networks: Networks) -> None:
         names.stop(container_id)
 
 
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
 @contextlib.contextmanager
-def answering(path: str, port: int, kind: int = socket.SOCK_STREAM) -> Iterator[None]:
+def answering(path: str, port: int, kind: int = socket.SOCK_STREAM, address: str = "0.0.0.0") -> Iterator[None]:
     """In the namespace at `path`, answer everyone on `port` with the address they come from."""
-    listener = netns.open_socket(Path(path), socket.AF_INET, kind, ("0.0.0.0", port))
+    listener = netns.open_socket(Path(path), _family(address), kind, (address, port))
     listener.setblocking(True)
     listener.settimeout(0.05)
     done = threading.Event()
@@ -177,7 +181,7 @@ def ask(address: str, port: int, *, kind: int = socket.SOCK_STREAM, inside: str 
 
     def talk() -> str:
         try:
-            with socket.socket(socket.AF_INET, kind) as client:
+            with socket.socket(_family(address), kind) as client:
                 client.settimeout(timeout_s)
                 client.connect((address, port))
                 if kind == socket.SOCK_DGRAM:
@@ -215,7 +219,7 @@ async def network_rig(tmp_path: Path, **flags: Any) -> AsyncIterator[Rig]:
                     for name in netns.names(config.exec_root / "netns"):
                         netns.remove(config.exec_root / "netns" / name)
                     for name in bridges:
-                        await firewall.apply(netplan.removal(name))
+                        await firewall.apply(netplan.removal(name, ipv6=True))
                         await links.run_batch(netplan.delete_batch(name), force=True)
                 nursery.cancel_scope.cancel()
     finally:

@@ -80,11 +80,11 @@ def another_machine(rig: Rig, tmp_path: Path) -> Iterator[tuple[str, str]]:
     ours, theirs = f"10.214.{number}.1", f"10.214.{number}.2"
 
     def build() -> None:
-        netns.create(
-            path,
+        batch = (
             f"link add name out0 type veth peer name bptm{number} netns {netns.home_handle()}\n"
-            f"address add {theirs}/24 dev out0\nlink set dev out0 up\nroute add default via {ours}\n",
+            f"address add {theirs}/24 dev out0\nlink set dev out0 up\nroute add default via {ours}\n"
         )
+        netns.create(path, [batch])
 
     thread = threading.Thread(target=build)
     thread.start()
@@ -710,8 +710,9 @@ async def test_a_network_without_a_subnet_gets_one_that_nobody_has(tmp_path: Pat
         rig = await rig.again()
         await rig.networks.remove("any")
 
-        assert shown == [{"Subnet": network.subnet, "Gateway": network.gateway}]
-        assert network.subnet not in [str(route) for route in links.host_networks()]
+        (pool,) = network.pools
+        assert shown == [{"Subnet": pool.subnet, "Gateway": pool.gateway}]
+        assert pool.subnet not in [str(route) for route in links.host_networks()]
 
 
 @trio_test

@@ -26,7 +26,7 @@ BRIDGE = f"bptl{os.getpid() % 10000}"
 async def test_a_bridge_is_made_found_and_removed() -> None:
     interface = IPv4Interface("10.213.3.1/24")
     try:
-        await links.run_batch(netplan.bridge_batch(BRIDGE, interface, "02:42:00:00:00:01", 1400, create=True))
+        await links.run_batch(netplan.bridge_batch(BRIDGE, [interface], "02:42:00:00:00:01", 1400, create=True))
         link = await links.find_link(BRIDGE)
         networks = links.host_networks(), links.host_networks(except_links=[BRIDGE])
     finally:

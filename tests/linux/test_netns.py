@@ -46,12 +46,12 @@ def test_a_namespace_is_made_entered_and_removed(path: Path) -> None:
 
     def use() -> None:
         home = own_namespace()
-        netns.create(path, "link add one0 type bridge\n")
+        netns.create(path, ["link add one0 type bridge\n"])
         inside = netns.call_inside(path, own_namespace)
         names = netns.call_inside(path, lambda: sorted(name for _, name in socket.if_nameindex()))
         ipv6 = netns.call_inside(path, lambda: Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").read_text())
         seen.append((inside != home, own_namespace() == home, names, ipv6))
-        netns.run_batch_inside(path, "link delete dev one0\n")
+        netns.run_steps_inside(path, ["link delete dev one0\n"])
 
     try:
         assert in_thread(use) is None
@@ -86,7 +86,7 @@ def test_a_failed_batch_leaves_nothing_and_says_why(path: Path) -> None:
     def use() -> None:
         home = own_namespace()
         try:
-            netns.create(path, "link add\nnonsense\n")
+            netns.create(path, ["link add\nnonsense\n"])
         finally:
             assert own_namespace() == home
 

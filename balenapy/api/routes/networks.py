@@ -9,6 +9,8 @@ from balenapy.api.app import App, Request, json_body, route
 from balenapy.api.response import Response, empty_response, json_response
 from balenapy.core.filters import parse_filters
 from balenapy.core.network import NetworkConnect, NetworkCreate, NetworkDisconnect
+from balenapy.core.wire import parse_bool
+from balenapy.errors import InvalidParameter
 
 if TYPE_CHECKING:
     from balenapy.engine.engine import Engine
@@ -25,7 +27,13 @@ def register(app: App, engine: Engine) -> None:
         return json_response([networks.describe(network, containers=False) for network in networks.matching(filters)])
 
     async def inspect(request: Request, name: str) -> Response:
-        return json_response(networks.describe(networks.get(name), containers=True))
+        verbose = request.args.get("verbose", "")
+        if verbose and parse_bool(verbose) is None:
+            problem = f'strconv.ParseBool: parsing "{verbose}": invalid syntax'
+            raise InvalidParameter(f"invalid value for verbose: {verbose}: {problem}")
+        # Verbose adds the services of a swarm.
+        network = networks.get(name, request.args.get("scope", ""))
+        return json_response(networks.describe(network, containers=True))
 
     async def create(request: Request) -> Response:
         body = await json_body(request, NetworkCreate) or NetworkCreate()

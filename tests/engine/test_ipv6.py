@@ -1,0 +1,264 @@
+"""Networks with IPv6 on the real kernel: addresses, names, published ports, and who is kept away from whom."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+import trio
+
+from balenapy.core.container import IPAMConfig
+from balenapy.core.netplan import Setting, table_name
+from balenapy.core.network import IPAM, IPAMConfigEntry, Network, NetworkCreate
+from balenapy.errors import EngineError, SystemFailure
+from balenapy.linux import netns
+from tests.engine.network_rig import Rig, answering, ask, network_rig
+from tests.engine.test_nameservers import resolve
+from tests.engine.test_networks import free_port, read, run_in
+from tests.trio_tests import trio_test
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(not Path("/proc/sys/net/ipv6").exists(), reason="the kernel has no IPv6"),
+]
+
+
+async def six(
+    rig: Rig, name: str, part: int, *, internal: bool = False, options: dict[str, str] | None = None
+) -> Network:
+    """A network with both kinds of addresses."""
+    prefix = f"fd42:{rig.third_byte}:{part}"
+    entries = [IPAMConfigEntry(f"10.215.{rig.third_byte}.{part * 32}/27"), IPAMConfigEntry(f"{prefix}::/64")]
+    bridge = {"com.docker.network.bridge.name": f"bptn{rig.third_byte}-{part}"}
+    body = NetworkCreate(
+        name=name,
+        enable_ipv6=True,
+        internal=internal,
+        ipam=IPAM(config=entries),
+        options=bridge | (options or {}),
+    )
+    network, _ = await rig.networks.create(body)
+    return network
+
+
+async def in_thread(call: Callable[[], str]) -> str:
+    return await trio.to_thread.run_sync(call)
+
+
+@contextlib.contextmanager
+def another_machine(rig: Rig, tmp_path: Path) -> Iterator[tuple[str, str, str]]:
+    """A namespace behind a veth: its path, its address, and the host's address on that link."""
+    path, number = tmp_path / "machine", rig.third_byte
+    ours, theirs = f"fd43:{number}::1", f"fd43:{number}::2"
+    steps = [
+        f"link add name out0 type veth peer name bptm{number} netns {netns.home_handle()}\n",
+        *(Setting(f"ipv6/conf/{name}/disable_ipv6", "0") for name in ("lo", "out0")),
+        f"address add {theirs}/64 nodad dev out0\nlink set dev out0 up\nroute add default via {ours}\n",
+    ]
+    thread = threading.Thread(target=netns.create, args=(path, steps))
+    thread.start()
+    thread.join()
+    try:
+        subprocess.run(["ip", "address", "add", f"{ours}/64", "dev", f"bptm{number}", "nodad"], check=True)
+        subprocess.run(["ip", "link", "set", "dev", f"bptm{number}", "up"], check=True)
+        yield str(path), theirs, ours
+    finally:
+        subprocess.run(["ip", "link", "delete", "dev", f"bptm{number}"], check=False)
+        netns.remove(path)
+
+
+@trio_test
+async def test_containers_have_addresses_names_and_routes_of_ipv6(tmp_path: Path) -> None:
+    async with network_rig(tmp_path) as rig:
+        network = await six(rig, "six", 1)
+        prefix = f"fd42:{rig.third_byte}:1"
+        one, two = rig.container("one", network_mode="six"), rig.container("two", network_mode="six")
+        one.endpoints["six"].ipam_config = IPAMConfig(ipv6_address=f"{prefix}::77")
+        path, other = await rig.start(one), await rig.start(two)
+        settings = two.endpoints["six"]
+        with answering(path, 80, address="::"):
+            answer = await in_thread(partial(ask, f"{prefix}::77", 80, inside=other))
+        named = await resolve(other, "one", "AAAA")
+        reverse = await resolve(other, ip_address(f"{prefix}::77").reverse_pointer, "PTR")
+        shown = rig.networks.describe(network, containers=True)
+
+        assert (settings.global_ipv6_address, settings.global_ipv6_prefix_len) == (f"{prefix}::2", 64)
+        assert settings.ipv6_gateway == f"{prefix}::1"
+        assert answer == f"{prefix}::2"
+        assert (named, reverse) == ([f"{prefix}::77"], ["one.six."])
+        assert f"{prefix}::2\tbox\n" in read(two.sandbox.hosts_path)
+        assert f"default via {prefix}::1 dev eth0" in run_in(other, "ip", "-6", "route")
+        assert shown["EnableIPv6"] is True
+        assert shown["IPAM"]["Config"][1] == {"Subnet": f"{prefix}::/64"}
+        assert shown["Containers"][one.id]["IPv6Address"] == f"{prefix}::77/64"
+
+
+@trio_test
+async def test_a_published_port_answers_by_ipv6_and_unpublished_ones_do_not(tmp_path: Path) -> None:
+    async with network_rig(tmp_path) as rig:
+        await six(rig, "six", 1)
+        port = free_port()
+        container = rig.container(publish={"80/tcp": [("", str(port))]}, network_mode="six")
+        client = rig.container(network_mode="six")
+        path, client_path = await rig.start(container), await rig.start(client)
+        address = container.endpoints["six"].global_ipv6_address
+        gateway = container.endpoints["six"].ipv6_gateway
+        ports = container.sandbox.ports["80/tcp"] or []
+        with (
+            another_machine(rig, tmp_path) as (machine, theirs, host),
+            answering(path, 80, address="::"),
+            answering(path, 81, address="::"),
+            answering(machine, 90, address="::"),
+        ):
+            by_ipv4 = ask("127.0.0.1", port)
+            by_loopback, by_gateway = ask("::1", port), ask(gateway, port)
+            remote = await in_thread(partial(ask, host, port, inside=machine))
+            direct = await in_thread(partial(ask, address, 81, inside=machine, timeout_s=0.5))
+            hairpin = await in_thread(partial(ask, gateway, port, inside=path))
+            neighbour = await in_thread(partial(ask, gateway, port, inside=client_path))
+            outward = await in_thread(partial(ask, theirs, 90, inside=path))
+
+        assert [(one.host_ip, one.host_port) for one in ports] == [("0.0.0.0", str(port)), ("::", str(port))]
+        assert by_ipv4 == "::ffff:" + container.endpoints["six"].gateway
+        assert (by_loopback, by_gateway) == ("ConnectionRefusedError", gateway)
+        assert remote == theirs  # the container sees who asks
+        assert direct == "TimeoutError"
+        assert (hairpin, neighbour) == (gateway, gateway)
+        assert outward == host  # hidden behind the host
+
+
+@trio_test
+async def test_bindings_to_one_address_and_random_ports_are_the_same_port_for_both(tmp_path: Path) -> None:
+    async with network_rig(tmp_path) as rig:
+        await six(rig, "six", 1)
+        port = free_port()
+        any_port = rig.container(publish={"80/tcp": [("", "")]}, network_mode="six")
+        gateway = f"fd42:{rig.third_byte}:1::1"
+        one_address = rig.container(publish={"80/tcp": [(gateway, str(port))]}, network_mode="six")
+        loopback = rig.container(publish={"80/tcp": [("0:0::1", str(port))]}, network_mode="six")
+        without = rig.container("old", publish={"80/tcp": [("::", str(port))]})
+        taken = rig.container("taken", publish={"80/tcp": [("::", str(port))]}, network_mode="six")
+        path = await rig.start(one_address)
+        await rig.start(any_port)
+        with pytest.raises(SystemFailure, match="the container has no IPv6 address"):
+            await rig.start(without)
+        with pytest.raises(SystemFailure, match=rf"Bind for \[::1\]:{port} failed: use 127.0.0.1"):
+            await rig.start(loopback)
+        with pytest.raises(SystemFailure, match=rf"Bind for \[::\]:{port} failed: port is already allocated"):
+            await rig.start(taken)
+        with answering(path, 80, address="::"):
+            there, elsewhere = ask(gateway, port), ask("::1", port)
+        bindings = any_port.sandbox.ports["80/tcp"] or []
+
+        assert (there, elsewhere) == (gateway, "ConnectionRefusedError")
+        assert [one.host_ip for one in bindings] == ["0.0.0.0", "::"]
+        assert len({one.host_port for one in bindings}) == 1
+        with (
+            socket.socket(socket.AF_INET6) as late,
+            pytest.raises(OSError, match="Address already in use"),
+        ):
+            late.bind(("::", int(bindings[0].host_port)))
+
+
+@trio_test
+async def test_networks_with_ipv6_are_isolated_and_internal_ones_reach_nothing(tmp_path: Path) -> None:
+    async with network_rig(tmp_path) as rig:
+        await six(rig, "first", 1)
+        await six(rig, "second", 2)
+        await six(rig, "inner", 3, internal=True)
+        one, two, inner = (rig.container(network_mode=name) for name in ("first", "second", "inner"))
+        paths = [await rig.start(container) for container in (one, two, inner)]
+        addresses = [
+            container.endpoints[name].global_ipv6_address
+            for container, name in ((one, "first"), (two, "second"), (inner, "inner"))
+        ]
+        with contextlib.ExitStack() as stack:
+            for path in paths:
+                stack.enter_context(answering(path, 80, address="::"))
+            across = await in_thread(partial(ask, addresses[1], 80, inside=paths[0], timeout_s=0.5))
+            inward = await in_thread(partial(ask, addresses[2], 80, inside=paths[0], timeout_s=0.5))
+            outward = await in_thread(partial(ask, addresses[0], 80, inside=paths[2], timeout_s=0.5))
+            from_host = ask(addresses[2], 80)
+
+        assert (across, inward) == ("TimeoutError", "TimeoutError")
+        assert outward == "OSError"  # no route at all
+        assert from_host == f"fd42:{rig.third_byte}:3::1"
+        assert inner.endpoints["inner"].ipv6_gateway == ""
+
+
+@trio_test
+async def test_the_default_bridge_has_ipv6_where_the_flags_say_so(tmp_path: Path) -> None:
+    async with network_rig(tmp_path, ipv6=True, fixed_cidr_v6="fd44:99::/64") as rig:
+        container = rig.container()
+        path = await rig.start(container)
+        settings = container.endpoints["bridge"]
+        config = rig.networks.describe(rig.networks.get("bridge"), containers=False)["IPAM"]["Config"]
+
+        assert settings.global_ipv6_address == f"fd44:99::242:ad5:{rig.third_byte:x}02"  # of 02:42:0a:d5:..:02
+        assert settings.ipv6_gateway == "fd44:99::1"
+        assert [entry["Subnet"] for entry in config] == [f"10.213.{rig.third_byte}.0/24", "fd44:99::/64"]
+        assert "fd44:99::1/64" in run_in("/proc/self/ns/net", "ip", "-6", "address", "show", "dev", rig.bridge)
+        assert ask("fd44:99::1", 9, inside=path) == "ConnectionRefusedError"
+
+
+@trio_test
+async def test_the_next_daemon_goes_on_with_ipv6(tmp_path: Path) -> None:
+    async with network_rig(tmp_path) as rig:
+        await six(rig, "six", 1)
+        port = free_port()
+        container = rig.container("web", publish={"80/tcp": [("", str(port))]}, network_mode="six")
+        path = await rig.start(container)
+        rig = await rig.again()
+        with answering(path, 80, address="::"):
+            answers = [ask(f"fd42:{rig.third_byte}:1::1", port), ask("127.0.0.1", port)]
+        second = rig.container("second", network_mode="six")
+        await rig.start(second)
+        await rig.stop(container)
+        table = run_in("/proc/self/ns/net", "nft", "list", "table", "ip6", table_name(f"bptn{rig.third_byte}-1"))
+
+        assert answers == [f"fd42:{rig.third_byte}:1::1", f"::ffff:10.215.{rig.third_byte}.33"]
+        assert second.endpoints["six"].global_ipv6_address == f"fd42:{rig.third_byte}:1::3"
+        assert "chain forward" in table and "dnat" not in table
+
+
+@trio_test
+async def test_creating_networks_with_ipv6_refuses_what_the_reference_refuses(tmp_path: Path) -> None:
+    async with network_rig(tmp_path) as rig:
+        await six(rig, "six", 1)
+        refusals = []
+        for name, entries in (
+            ("six2", []),
+            ("overlap", [IPAMConfigEntry(f"fd42:{rig.third_byte}:1::/80")]),
+            ("two", [IPAMConfigEntry("fd45:1::/64"), IPAMConfigEntry("fd45:2::/64")]),
+            ("gateway", [IPAMConfigEntry("fd45:1::/64", gateway="fd46::1")]),
+        ):
+            body = NetworkCreate(name=name, enable_ipv6=True, ipam=IPAM(config=entries))
+            with pytest.raises(EngineError) as caught:
+                await rig.networks.create(body)
+            refusals.append(caught.value.message)
+        unused, _ = await rig.networks.create(
+            NetworkCreate(name="unused", ipam=IPAM(config=[IPAMConfigEntry(f"fd42:{rig.third_byte}:1::/64")]))
+        )
+        stranger = rig.container(network_mode="six")
+        stranger.endpoints["six"].ipam_config = IPAMConfig(ipv6_address="fd99::1")
+        with pytest.raises(SystemFailure, match="Invalid address fd99::1: It does not belong"):
+            await rig.start(stranger)
+
+        assert refusals == [
+            "could not find an available, non-overlapping IPv6 address pool among the defaults "
+            "to assign to the network",
+            "Pool overlaps with other one on this address space",
+            "bridge driver doesn't support multiple subnets",
+            "failed to allocate gateway (fd46::1): Requested address is out of range",
+        ]
+        # Without EnableIPv6 such a subnet is shown and means nothing.
+        assert [entry.subnet for entry in unused.ipam.config or ()][1] == f"fd42:{rig.third_byte}:1::/64"
+        assert len(unused.pools) == 1
+        await rig.networks.remove("unused")
