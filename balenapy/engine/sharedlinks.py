@@ -76,7 +76,8 @@ class SharedLink(Segment):
         try:
             await links.run_batch(netplan.parent_batch(self.parent, vlan=vlan))
         except SystemFailure as error:
-            raise SystemFailure(f"failed to create {self.parent} vlan link: {error.message}") from error
+            kind = "dummy" if vlan is None else "vlan"
+            raise SystemFailure(f"failed to create {self.parent} {kind} link: {error.message}") from error
         self.network.foreign = False
 
     async def bring_down(self) -> None:

@@ -225,7 +225,7 @@ async def test_the_next_daemon_goes_on_with_ipv6(tmp_path: Path) -> None:
 
         assert answers == [f"fd42:{rig.third_byte}:1::1", f"::ffff:10.215.{rig.third_byte}.33"]
         assert second.endpoints["six"].global_ipv6_address == f"fd42:{rig.third_byte}:1::3"
-        assert "chain forward" in table and "dnat" not in table
+        assert "chain forward" in table and "dnat to" not in table
 
 
 @trio_test
