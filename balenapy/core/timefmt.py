@@ -76,6 +76,28 @@ def parse_duration(value: str) -> int:
     return -total if value.startswith("-") else total
 
 
+def show_duration(ns: int) -> str:
+    """Go's Duration.String: `1h0m0s`, `1.5s`, `500ms`, `0s`."""
+    sign, ns = ("-" if ns < 0 else ""), abs(ns)
+    if ns < SECOND_NS:
+        for unit, size in (("ms", 1_000_000), ("µs", 1_000), ("ns", 1)):
+            if ns >= size:
+                return f"{sign}{_decimal(ns, size)}{unit}"
+        return "0s"
+    minutes, rest = divmod(ns, 60 * SECOND_NS)
+    text = f"{_decimal(rest, SECOND_NS)}s"
+    if minutes:
+        hours, minutes = divmod(minutes, 60)
+        text = (f"{hours}h" if hours else "") + f"{minutes}m{text}"
+    return sign + text
+
+
+def _decimal(ns: int, unit: int) -> str:
+    """Without zeros at its end: a unit is a power of ten."""
+    whole, fraction = divmod(ns, unit)
+    return f"{whole}.{fraction:0{len(str(unit)) - 1}d}".rstrip("0").rstrip(".")
+
+
 _UNIX = re.compile(r"([+-]?\d{1,18})(?:\.(\d*))?", re.ASCII)
 
 

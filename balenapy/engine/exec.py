@@ -17,11 +17,13 @@ import json
 import logging
 import os
 import secrets
+import signal
 import socket
 import struct
 import termios
 from base64 import b64encode
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,12 +76,22 @@ class Exec:
     client: Client | None = None
     stdin: trio.lowlevel.FdStream | None = None
     terminal: trio.lowlevel.FdStream | None = None
+    process: ProcessHandle | None = None  # while it runs
+    doomed: bool = False  # to be killed as soon as it runs
 
     @property
     def command(self) -> str:
         """As events show it: with a blank at the end when there are no arguments."""
         first, *rest = self.config.cmd or [""]
         return f"{first} {' '.join(rest)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """How an exec without a client ended."""
+
+    exit_code: int
+    output: bytes  # stdout and stderr as they came
 
 
 class Execs:
@@ -206,6 +218,23 @@ class Execs:
             if found.stdin is not None:
                 await trio.aclose_forcefully(found.stdin)
 
+    async def run(self, found: Exec, max_output_bytes: int) -> Captured:
+        """Start it without a client; its exit code, and the first bytes of its output, one more than asked for if any.
+
+        Raises: as `start_detached`.
+        Cancellation: it is killed, with its process group.
+        """
+        client = found.client = Client(AttachOptions(stdout=True, stderr=True, multiplexed=False))
+        output = _Beginning(max_output_bytes + 1)
+        try:
+            await self._start(found, attached=True)
+            await client.send_to(output)
+            await found.ended.wait()
+        finally:
+            client.cut()
+            _kill_nowait(found)
+        return Captured(found.exit_code or 0, bytes(output.data))
+
     async def _serve_input(
         self, found: Exec, client: Client, stream: trio.abc.ReceiveStream, attached: trio.CancelScope
     ) -> None:
@@ -266,7 +295,9 @@ class Execs:
                 await self._reap_strays()
                 return
             with handle:
-                found.pid, found.running = handle.pid, True
+                found.pid, found.running, found.process = handle.pid, True, handle
+                if found.doomed:
+                    _kill_nowait(found)
                 found.ready.set()
                 started.set()
                 code = await self._follow(found, handle, starting)
@@ -276,6 +307,7 @@ class Execs:
         finally:
             ran = found.running
             found.running, found.exit_code, found.ended_at = False, code, trio.current_time()
+            found.process = None
             starting.close()
             found.ready.set()
             found.ended.set()
@@ -357,6 +389,36 @@ class Execs:
                 fcntl.ioctl(found.terminal.fileno(), termios.TIOCSWINSZ, size)
             except OSError as error:
                 raise SystemFailure(f"cannot resize exec {exec_id}: {error.strerror}") from error
+
+
+def _kill_nowait(found: Exec) -> None:
+    """End it and what it started, as far as that is in its process group; one that is being started ends then."""
+    found.doomed = True
+    process = found.process
+    if process is None or not process.send_signal(signal.SIGKILL):
+        return
+    # Not reaped yet: its number is nobody else's, and neither is its group's.
+    with suppress(ProcessLookupError):
+        if os.getpgid(process.pid) == process.pid:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+class _Beginning(trio.abc.SendStream):
+    """Keeps the first bytes of what is sent to it."""
+
+    def __init__(self, size: int) -> None:
+        self.data = bytearray()
+        self._size = size
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self.data += data[: self._size - len(self.data)]
+        await trio.lowlevel.checkpoint()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
 
 
 async def _discard(stream: trio.abc.ReceiveStream) -> None:

@@ -24,11 +24,13 @@ import trio
 
 from balenapy.core import lifecycle
 from balenapy.core.container import Container, Status
+from balenapy.core.health import failed_probes
 from balenapy.core.ociconfig import cgroups_path
 from balenapy.core.restart import Exit, Restart, decide_restart, starts_with_daemon
 from balenapy.core.signals import parse_signal
 from balenapy.engine.attach import Attachments
 from balenapy.engine.bundles import Bundles
+from balenapy.engine.health import HealthChecks
 from balenapy.errors import Conflict, EngineError, InvalidParameter, NotModified, SystemFailure
 from balenapy.linux import conmon, syscalls
 from balenapy.linux.cgroups import ContainerCgroup
@@ -122,6 +124,7 @@ class Supervisors:
         self._bundles = Bundles(engine)
         self._stopping = False
         self.attachments = Attachments(engine)
+        self.health = HealthChecks(engine)
 
     # -- what others ask --
 
@@ -271,11 +274,18 @@ class Supervisors:
             active.started.set()
             run = active.run
             assert run is not None
-            await run.conmon.wait()
+            await self._follow(run)
             after_s = await self._end(run, active)
             active.run = None
             if after_s is None:
                 return
+
+    async def _follow(self, run: Run) -> None:
+        """Return when the run has ended."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.health.watch, run.container)
+            await run.conmon.wait()
+            nursery.cancel_scope.cancel()
 
     async def _stay_down(self, container: Container) -> None:
         """A restart was cancelled or failed: the container stays exited."""
@@ -372,6 +382,7 @@ class Supervisors:
         state.exit_code, state.error, state.oom_killed = 0, "", False
         state.started_ns = started_ns
         state.ever_started = True
+        self.health.begin(container)
         state.conmon_pid, state.conmon_start_time = run.conmon.pid, run.conmon.start_time
         try:
             await engine.containers.store.update_state(container)
@@ -416,7 +427,7 @@ class Supervisors:
             ran_s=trio.current_time() - run.began,
             manually_stopped=state.manually_stopped,
             cancelled=active.cancelled.is_set() or self._stopping,
-            unhealthy=state.health is not None and state.health.status == "unhealthy",
+            unhealthy=failed_probes(state.health),
         )
         decision = decide_restart(
             container.host_config.restart_policy, exit, state.restart_count, active.last_delay_s
@@ -424,6 +435,7 @@ class Supervisors:
         state.pid, state.conmon_pid, state.conmon_start_time = 0, 0, 0
         state.exit_code, state.oom_killed = code, oom_killed
         state.finished_ns = time.time_ns()
+        self.health.suspend(container)
         after_s: float | None = None
         if isinstance(decision, Restart):
             after_s = active.last_delay_s = decision.after_s
@@ -545,6 +557,7 @@ class Supervisors:
             timeout_s = STOP_TIMEOUT_S if own is None else own
         active = self._active.get(container.id)
         waiter = self.wait(container, "not-running")
+        self.health.suspend(container)
         try:
             delivered = self._signal(container, _stop_signal(container))
         except EngineError:
@@ -617,6 +630,16 @@ class Supervisors:
             await run.runtime.resume(run.container.id)
         except (EngineError, OSError) as error:
             log.warning("cannot unpause container=%s error=%s", run.container.short_id, error)
+            return
+        container = run.container
+        if container.state.status is Status.PAUSED and self.find_run(container) is run:  # it caught the signal
+            await self._note_unpaused(container)
+
+    async def _note_unpaused(self, container: Container) -> None:
+        lifecycle.move(container.state, Status.RUNNING)
+        self.health.resume(container)
+        await self._store(container)
+        self._engine.events.container(container, "unpause")
 
     async def restart(self, container: Container, timeout_s: int | None = None) -> None:
         """Stop it if it runs, and start it.
@@ -642,6 +665,7 @@ class Supervisors:
                 raise SystemFailure(f"Cannot pause container {container.id}: {error.message}") from error
             if container.state.status is Status.RUNNING:
                 lifecycle.move(container.state, Status.PAUSED)
+                self.health.suspend(container)
                 await self._store(container)
                 self._engine.events.container(container, "pause")
 
@@ -655,9 +679,7 @@ class Supervisors:
             except SystemFailure as error:
                 raise SystemFailure(f"Cannot unpause container {container.id}: {error.message}") from error
             if container.state.status is Status.PAUSED:
-                lifecycle.move(container.state, Status.RUNNING)
-                await self._store(container)
-                self._engine.events.container(container, "unpause")
+                await self._note_unpaused(container)
 
     def resize(self, container: Container, height: int, width: int) -> None:
         """Raises: Conflict."""

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balenapy.core.timefmt import SECOND_NS, MalformedTime, human_duration, parse_duration, parse_unix, parse_until
+from balenapy.core.timefmt import (
+    SECOND_NS,
+    MalformedTime,
+    human_duration,
+    parse_duration,
+    parse_unix,
+    parse_until,
+    show_duration,
+)
 from balenapy.core.wire import parse_rfc3339
 
 MINUTE, HOUR, DAY = 60, 3600, 86400
@@ -84,3 +92,24 @@ def test_until_refuses_the_rest(text: str) -> None:
         parse_until(text, NOW)
 
     assert caught.value.message == f'failed to parse value as time or duration: "{text}"'
+
+
+@pytest.mark.parametrize(
+    ("ns", "text"),
+    [
+        (0, "0s"),
+        (1, "1ns"),
+        (1_500, "1.5µs"),
+        (500_000_000, "500ms"),
+        (1_000_000_000, "1s"),
+        (1_500_000_000, "1.5s"),
+        (30_000_000_000, "30s"),
+        (60_000_000_000, "1m0s"),
+        (3_600_000_000_000, "1h0m0s"),
+        (3_723_000_000_001, "1h2m3.000000001s"),
+        (-1_500_000, "-1.5ms"),
+    ],
+)
+def test_durations_are_shown_as_go_does(ns: int, text: str) -> None:
+    assert show_duration(ns) == text
+    assert parse_duration(text) == ns
