@@ -24,6 +24,7 @@ CONFIG_TYPE = "application/vnd.balenapy.image.delta.config.v1+json"
 LAYER_TYPE = "application/vnd.balenapy.layer.delta.v1"
 BASE_ANNOTATION = "vnd.balenapy.delta.base"  # config digest (image ID) of the base
 TARGET_ANNOTATION = "vnd.balenapy.delta.target"  # config digest of the target
+CODECS_ANNOTATION = "vnd.balenapy.delta.codecs"  # only when it is made with less than all
 VERSION = 1
 
 
@@ -126,7 +127,11 @@ def write(
             "config": {"mediaType": CONFIG_TYPE, "digest": writer.blob(config), "size": len(config)},
             "layers": layers,
             **({"subject": subject_of(new.manifest)} if new.manifest.data else {}),
-            "annotations": {BASE_ANNOTATION: old.config_digest, TARGET_ANNOTATION: new.config_digest},
+            "annotations": {
+                BASE_ANNOTATION: old.config_digest,
+                TARGET_ANNOTATION: new.config_digest,
+                **_told_codecs(settings),
+            },
         }
     )
     writer.manifest(manifest, {"artifactType": ARTIFACT_TYPE})
@@ -162,6 +167,10 @@ def open_deltas(path: Path) -> list[Delta]:
         ]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Malformed(f"{path}: not a delta: {error!r}") from None
+
+
+def _told_codecs(settings: Settings) -> dict[str, str]:
+    return {} if settings.codecs == Settings().codecs else {CODECS_ANNOTATION: ",".join(sorted(settings.codecs))}
 
 
 def open_delta(path: Path, base_diff_ids: Sequence[str] | None = None) -> Delta:

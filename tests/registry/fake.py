@@ -323,7 +323,7 @@ class _Handler(BaseHTTPRequestHandler):
         media_type = "application/vnd.oci.image.index.v1+json"
         body = json.dumps({"schemaVersion": 2, "mediaType": media_type, "manifests": descriptors}).encode()
         headers = {"Content-Type": media_type, **({"OCI-Filters-Applied": "artifactType"} if wanted else {})}
-        self._answer(200, body, {**headers, **fault.headers}, fault)
+        self._answer(200, body if fault.body is None else fault.body, {**headers, **fault.headers}, fault)
 
     def _pieces(self) -> Iterator[bytes]:
         """The body of an upload as it comes."""
