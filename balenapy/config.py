@@ -23,6 +23,7 @@ from balenapy.version import API_VERSION, MAX_COMPAT_API_VERSION
 DEFAULT_HOSTS = ("unix:///var/run/balena-engine.sock", "unix:///var/run/balena.sock")
 DEFAULT_CONFIG_FILE = "/etc/balena-engine/daemon.json"
 DELTA_MODES = ("auto", "require", "off")  # core/deltaplan says what they mean
+LOG_DRIVERS = ("json-file", "local", "journald", "syslog", "none")
 LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
 ULIMIT_NAMES = frozenset(
     "core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack".split()
@@ -64,6 +65,9 @@ class Config:
     log_level: str = "info"
     log_driver: str = "json-file"
     log_opts: Mapping[str, str] = field(default_factory=dict)
+    log_budget: int = 256 << 20
+    log_flush_interval_s: float = 8.0
+    log_flush_size: int = 256 << 10
     labels: tuple[str, ...] = ()
     experimental: bool = False
     live_restore: bool = True
@@ -295,9 +299,17 @@ def _ipc_mode(value: object) -> str:
     return text
 
 
+def _seconds(value: object) -> float:
+    """`8`, `0.5`, `8s`."""
+    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float(_text(value).removesuffix("s"))
+    if not 0 < number <= 3600:
+        raise ValueError(f"invalid value {value}: must be more than 0 and at most 3600 seconds")
+    return number
+
+
 def _log_driver(value: object) -> str:
     text = _text(value)
-    if text not in ("json-file", "local", "journald", "none"):
+    if text not in LOG_DRIVERS:
         raise ValueError(f"logger: no log driver named '{text}' is registered")
     return text
 
@@ -434,8 +446,12 @@ OPTIONS: tuple[Option, ...] = (
     Option("group", "group", _text, "group that owns the unix sockets (default: balena-engine, else docker)", short="G"),
     Option("debug", "debug", _boolean, "log at debug level", short="D", kind="switch", reloadable=True),
     Option("log-level", "log_level", _log_level, "debug, info, warn, error or fatal", short="l"),
-    Option("log-driver", "log_driver", _log_driver, "default log driver of containers: json-file, local, journald, none"),
+    Option("log-driver", "log_driver", _log_driver, "default log driver of containers: json-file, local, journald, syslog, none"),
     Option("log-opt", "log_opts", _log_opts, "default log driver option KEY=VALUE", "log-opts", kind="group"),
+    Option("log-budget", "log_budget", _size, "bytes that the ring logs of all containers may take (default 256m; 0: no bound)", reloadable=True),
+    Option("log-flush-interval", "log_flush_interval_s", _seconds,
+           "seconds of log that a power cut may cost (default 8); more spares the flash", reloadable=True),
+    Option("log-flush-size", "log_flush_size", _size, "bytes of a container's log that wait in memory at most (default 256k)", reloadable=True),
     Option("label", "labels", _list(_label), "KEY=VALUE label of this daemon", "labels", kind="group", reloadable=True),
     Option("experimental", "experimental", _boolean, "allow experimental features", kind="switch"),
     Option("live-restore", "live_restore", _boolean, "accepted: containers always outlive the daemon", kind="switch", reloadable=True, ignored=True),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 STDOUT, STDERR = 1, 2
 TIME_SIZE = 35  # with nanoseconds and the offset, for the years 1000 to 9999
+STAMP_END = 29  # where the nanoseconds end and the offset begins
 
 # What lies between the time and the text -> stream, whether it ends a line.
 _KINDS = {

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
+from balenapy.core import syslog
 from balenapy.core.container import (
     ContainerConfig,
     HealthConfig,
@@ -43,6 +44,7 @@ LOG_OPTIONS: dict[str, tuple[frozenset[str], str]] = {
         frozenset(("labels", "env", "env-regex", "tag")),
         "unknown log opt '{}' for journald log driver",
     ),
+    "syslog": (syslog.OPTIONS, "unknown log opt '{}' for syslog log driver"),
 }
 
 
@@ -592,12 +594,12 @@ def _fill_labels(host_config: HostConfig) -> None:
 
 
 def fill_log_config(log_config: LogConfig, defaults: HostDefaults) -> None:
-    """Take the daemon's driver, with its options, if none is named."""
+    """Take the daemon's driver if none is named, and its options if it is that driver."""
     if not log_config.type:
         log_config.type = defaults.log_driver
-        log_config.config = {**(defaults.log_opts or {}), **(log_config.config or {})}
-    elif log_config.config is None:
-        log_config.config = {}
+    log_config.config = log_config.config or {}
+    if log_config.type == defaults.log_driver:  # named or not, as moby's mergeAndVerifyLogConfig
+        log_config.config = {**(defaults.log_opts or {}), **log_config.config}
 
 
 def check_log_config(log_config: LogConfig) -> None:
@@ -616,6 +618,8 @@ def check_log_config(log_config: LogConfig) -> None:
     for name in options:
         if name not in known:
             raise InvalidParameter(complaint.format(name))
+    if log_config.type == "syslog":
+        syslog.parse_settings(options)
 
 
 def fill_container_id_env(config: ContainerConfig, variable: str, container_id: str) -> None:

@@ -238,7 +238,7 @@ class Attachments:
             await self._engine.supervisors.wait_until_stopped(container)
 
     async def _replay(self, container: Container, options: AttachOptions, stream: trio.abc.SendStream) -> None:
-        from balenapy.engine.logs import LogOptions
+        from balenapy.core.logview import LogOptions
 
         wanted = LogOptions(stdout=options.stdout, stderr=options.stderr)
         await self._engine.logs.read(container, wanted, stream.send_all)

@@ -86,7 +86,7 @@ class Info:
                 "Volume": ["local"],
                 "Network": ["bridge", "host", "null"],
                 "Authorization": None,
-                "Log": ["journald", "json-file", "local"],
+                "Log": ["journald", "json-file", "local", "syslog"],
             },
             **machine.limits,
             "IPv4Forwarding": machine.ipv4_forwarding,

@@ -1,8 +1,15 @@
-"""Container logs: the spool in memory is moved into the ring file in batches; `logs` reads the ring.
+"""Container logs: conmon's output waits in memory (the spool) and is moved on in batches; `logs` reads it back.
 
-While a container runs, the watcher tells that conmon wrote. One task for all containers then waits `BATCH_S`, so that
-the flash sees few and larger writes, unless somebody follows that log or much is waiting, and drains. Reading drains
-first. What a power cut costs is what came in the last `BATCH_S` and what the kernel had not written back.
+With the default driver a batch goes into the container's ring file, when `log-flush-size` bytes wait, when
+`log-flush-interval` has passed since the oldest of them, when somebody reads or follows, at the end of the run and of
+the daemon; what went there is made durable within the same interval, so that is what a power cut may cost. A crash of
+the daemon costs nothing: the spool is not ours. journald and syslog (engine/logsinks.py) get batches at once.
+
+The watcher tells that conmon wrote, so a silent container wakes nobody. One task moves the batches of all containers,
+each in turn and at most a spool's worth, so that one that floods does not cost the others theirs.
+
+A container in blocking mode (the default) waits when too much waits for us: conmon is stopped until there is room, and
+its pipe fills. In `mode=non-blocking` the oldest output is dropped instead, which the log tells.
 """
 
 from __future__ import annotations
@@ -11,10 +18,11 @@ import contextlib
 import logging
 import os
 import re
-import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+import signal
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote_plus
@@ -22,180 +30,391 @@ from urllib.parse import quote_plus
 import trio
 
 from balenapy.config import parse_size
-from balenapy.core.conmonlog import STDERR, STDOUT
-from balenapy.core.ringlog import Entry, Joiner, Ring
+from balenapy.core.logview import LogOptions, LogView
 from balenapy.core.stdcopy import Stream, frame
-from balenapy.errors import Conflict, DataLoss, InvalidParameter, SystemFailure, Unsupported
+from balenapy.errors import Conflict, DataLoss, EngineError, InvalidParameter, SystemFailure, Unsupported
 from balenapy.linux.conmon import SPOOL_MAX_BYTES, Bundle
-from balenapy.stores.ringfile import DEFAULT_SIZE_BYTES, FILE_NAME, MAX_SIZE_BYTES, SpoolDrain, open_ring
+from balenapy.linux.process import ProcessHandle
+from balenapy.stores.ringfile import (
+    DEFAULT_SIZE_BYTES,
+    FILE_NAME,
+    MAX_SIZE_BYTES,
+    MIN_SIZE_BYTES,
+    SpoolDrain,
+    open_ring,
+)
 
 if TYPE_CHECKING:
     from balenapy.core.container import Container
     from balenapy.engine.engine import Engine
+    from balenapy.engine.logsinks import SinkDrain
 
 log = logging.getLogger(__name__)
 
-BATCH_S = 1.0  # the flash sees what came in that time as one write
-URGENT_BYTES = 256 << 10  # waiting in a spool: do not wait for the rest of `BATCH_S`
 FLOOD_S = 0.02  # how soon a spool that was urgent is looked at again: conmon fills it at up to 100 MB/s
-CHUNK_BYTES = 64 << 10  # of output at a time
+STOP_BYTES = 8 << 20  # waiting: conmon is stopped, in blocking mode (it begins a new spool at 16 MiB)
+RESUME_BYTES = 1 << 20
+KEEP_BYTES = 4 << 20  # the least that non-blocking mode keeps: what may come between two looks
+BUFFER_BYTES = 1 << 20  # moby defaultBufferSize
+SINK_END_S = 5.0  # how long the end of a run waits for a driver that does not take its last lines
 RING_DRIVERS = ("", "json-file", "local")
+SINK_DRIVERS = ("journald", "syslog")
 
 Write = Callable[[bytes], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class LogOptions:
-    stdout: bool = True
-    stderr: bool = True
-    since_ns: int = 0
-    until_ns: int = 0
-    tail: int = -1  # entries; -1: all
-    timestamps: bool = False
-    details: bool = False
-    follow: bool = False
 
 
 def ring_size(options: Mapping[str, str]) -> int:
     """`max-size` times `max-file` of the log options, within bounds.
 
-    Raises: InvalidParameter.
+    Raises: InvalidParameter. Source: moby daemon/logger/jsonfilelog.
     """
     try:
-        size = parse_size(options["max-size"]) if options.get("max-size", "-1") != "-1" else DEFAULT_SIZE_BYTES
         files = int(options.get("max-file", "1"))
     except ValueError as error:
+        raise InvalidParameter(f'strconv.Atoi: parsing "{options["max-file"]}": invalid syntax') from error
+    if files < 1:
+        raise InvalidParameter("max-file cannot be less than 1")
+    given = options.get("max-size", "-1")
+    if given == "-1":
+        return DEFAULT_SIZE_BYTES  # without a size the number of files says nothing
+    return min(max(_size_option(given) * files, 1), MAX_SIZE_BYTES)
+
+
+def keep_bytes(options: Mapping[str, str]) -> int:
+    """How much may wait in non-blocking mode; 0 in blocking mode. Raises: InvalidParameter."""
+    if options.get("mode") != "non-blocking":
+        return 0
+    return max(KEEP_BYTES, _size_option(options.get("max-buffer-size", str(BUFFER_BYTES))))
+
+
+def is_compressed(options: Mapping[str, str]) -> bool:
+    """Raises: InvalidParameter."""
+    given = options.get("compress", "false")
+    if given in ("1", "t", "T", "true", "TRUE", "True"):
+        return True
+    if given in ("0", "f", "F", "false", "FALSE", "False"):
+        return False
+    raise InvalidParameter(f'strconv.ParseBool: parsing "{given}": invalid syntax')
+
+
+def _size_option(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
         raise InvalidParameter(str(error)) from error
-    return min(max(size * max(files, 1), 1), MAX_SIZE_BYTES)
 
 
 class _RunningLog:
-    """The log of one run."""
+    """The log of one run: a drain and who waits for it."""
 
-    def __init__(self, container: Container, drain: SpoolDrain) -> None:
+    def __init__(
+        self, container: Container, drain: SpoolDrain | SinkDrain, conmon: ProcessHandle | None, *, blocking: bool
+    ) -> None:
         self.container = container
         self.drain = drain
         self.lock = trio.Lock()
         self.news = trio.Event()  # set and replaced when something was taken over
+        self.wake = trio.Event()  # and these two of a sink's task: there is something to do
+        self.scope = trio.CancelScope()
         self.followers = 0
         self.ended = False
-        self.watch = -1
+        self.urgent = False
+        self.since = inf  # trio time of the oldest output that is not durable
+        self._conmon = conmon if blocking else None
+        self._stopped = False
+
+    def look(self) -> int:
+        """How much waits; conmon is stopped when that is too much, and goes on when it is little."""
+        waiting = self.drain.look()
+        too_much = waiting > (RESUME_BYTES if self._stopped else STOP_BYTES)
+        if self._conmon is not None and self._stopped is not too_much:
+            self._stopped = too_much
+            log.debug("conmon stopped=%s container=%s waiting=%d", self._stopped, self.container.short_id, waiting)
+            self._conmon.send_signal(signal.SIGSTOP if self._stopped else signal.SIGCONT)
+        return waiting
+
+    def let_go(self) -> None:
+        """Whatever happens to the log, conmon is not left stopped."""
+        if self._stopped and self._conmon is not None:
+            self._conmon.send_signal(signal.SIGCONT)
+        self._stopped, self._conmon = False, None
+
+    def tell(self) -> None:
+        self.news.set()
+        self.news = trio.Event()
 
 
 class Logs:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._running: dict[str, _RunningLog] = {}
-        self._dirty: dict[str, _RunningLog] = {}
+        self._sinks: dict[str, SinkDrain] = {}  # of starts under way
+        self._pending: dict[_RunningLog, None] = {}  # output that waits, or is not durable yet
         self._wake = trio.Event()
         self._urgent = trio.Event()
+        self._granting = threading.Lock()
 
     # -- the life of a run; called by the supervisor --
 
-    def conmon_options(self, container: Container) -> list[str]:
-        """How conmon is to log. Raises: SystemFailure, InvalidParameter."""
+    async def prepare_run(self, container: Container, bundle: Bundle) -> list[str]:
+        """Make the driver ready; returns how conmon is to log.
+
+        Raises: SystemFailure, when the driver cannot be had: found only now, as in moby.
+        """
         driver = container.host_config.log_config.type
-        if driver in RING_DRIVERS:
-            try:
-                ring_size(container.host_config.log_config.config or {})
-            except InvalidParameter as error:  # found only now, as in moby: not the fault of this request
-                raise SystemFailure(f"failed to initialize logging driver: {error.message}") from error
-            return ["--log-path", "k8s-file:log", "--log-size-max", str(SPOOL_MAX_BYTES)]
+        options = container.host_config.log_config.config or {}
         if driver == "none":
             return ["--log-path", "none"]
-        if driver == "journald":
-            if not Path("/run/systemd/journal/socket").exists():
-                raise SystemFailure("failed to initialize logging driver: journald is not enabled on this host")
-            tag = _tag(container, "{{.ID}}")
-            return ["--log-path", "journald", "--name", container.name, "--log-tag", tag]
-        raise SystemFailure(
-            f"failed to initialize logging driver: logger: no log driver named '{driver}' is registered"
-        )
+        try:
+            keep_bytes(options)
+            if driver in RING_DRIVERS:
+                ring_size(options)
+                is_compressed(options)
+            elif driver in SINK_DRIVERS:
+                self._sinks[container.id] = await self._open_sink(container, bundle)
+            else:
+                raise InvalidParameter(f"logger: no log driver named '{driver}' is registered")
+        except EngineError as error:
+            raise SystemFailure(f"failed to initialize logging driver: {error.message}") from error
+        return ["--log-path", "k8s-file:log", "--log-size-max", str(SPOOL_MAX_BYTES)]
 
-    def begin_run(self, container: Container, bundle: Bundle, *, adopt: bool = False) -> None:
+    async def _open_sink(self, container: Container, bundle: Bundle) -> SinkDrain:
+        from balenapy.engine import logsinks  # costs memory only where it is used
+
+        options = container.host_config.log_config.config or {}
+        tag = log_tag(container, "{{.ID}}")
+        return await logsinks.open_drain(container, bundle, tag, extra(container), keep_bytes(options))
+
+    async def begin_run(
+        self, container: Container, bundle: Bundle, conmon: ProcessHandle | None, *, adopt: bool = False
+    ) -> None:
         """Begin to take over what conmon writes. Before the container's process starts, or after an adoption."""
-        if container.host_config.log_config.type not in RING_DRIVERS:
+        driver = container.host_config.log_config.type
+        options = container.host_config.log_config.config or {}
+        if adopt and conmon is not None:
+            conmon.send_signal(signal.SIGCONT)  # the engine before us may have stopped it
+        drain: SpoolDrain | SinkDrain
+        if driver in RING_DRIVERS:
+            drain = SpoolDrain(
+                bundle.spool,
+                self.path(container),
+                ring_size(options),
+                adopt=adopt,
+                compressed=is_compressed(options),
+                keep_bytes=keep_bytes(options),
+                grant=self._grant,
+            )
+        elif driver in SINK_DRIVERS:
+            found = self._sinks.pop(container.id, None)
+            if found is None:
+                try:
+                    found = await self._open_sink(container, bundle)
+                except EngineError as error:  # it runs already: its output waits
+                    log.error("log driver cannot be had container=%s error=%s", container.short_id, error.message)
+                    return
+            drain = found
+        else:
             return
-        path = self.path(container)
-        size = ring_size(container.host_config.log_config.config or {})
-        running = _RunningLog(container, SpoolDrain(bundle.spool, path, size, adopt=adopt))
-        # In the loop's thread: the spool lies in memory.
-        running.drain.open()
-        self._running[container.id] = running
+        drain.look()  # conmon may replace the spool at any time from now on
+        blocking = options.get("mode") != "non-blocking"
+        running = self._running[container.id] = _RunningLog(container, drain, conmon, blocking=blocking)
+        if not isinstance(drain, SpoolDrain):
+            # A task of its own: who takes nothing holds nobody else up.
+            self._engine.nursery.start_soon(self._serve_sink, running, name=f"log driver of {container.short_id}")
 
     def changed(self, container_id: str) -> None:
         """The watcher saw that conmon wrote."""
         running = self._running.get(container_id)
         if running is None:
             return
-        self._dirty[container_id] = running
-        self._wake.set()
-        if running.followers or running.drain.waiting_bytes > URGENT_BYTES:
+        waiting = running.look()
+        if not isinstance(running.drain, SpoolDrain):
+            running.wake.set()
+            return
+        self._mark(running)
+        if running.followers or waiting > self._engine.config.log_flush_size:
+            running.urgent = True
             self._urgent.set()
+
+    async def _serve_sink(self, running: _RunningLog) -> None:
+        with running.scope:
+            while True:
+                running.wake = trio.Event()
+                try:
+                    while await self._drain(running):
+                        pass
+                except Exception:  # the wall around one container
+                    log.exception("log driver failed container=%s", running.container.short_id)
+                await running.wake.wait()
+
+    def _mark(self, running: _RunningLog) -> None:
+        running.since = min(running.since, trio.current_time())
+        self._pending[running] = None
+        self._wake.set()
 
     async def end_run(self, container: Container) -> None:
         """Take over the rest; followers end when they have read it. Idempotent."""
+        if (sink := self._sinks.pop(container.id, None)) is not None:
+            sink.close()
         running = self._running.get(container.id)
         if running is None:
             return
+        drain, limiter = running.drain, self._engine.limiters.files
+        running.scope.cancel()
         async with running.lock:
-            if not running.drain.is_idle:
-                await trio.to_thread.run_sync(running.drain.end_run, limiter=self._engine.limiters.files)
-            running.drain.close()
-        self._running.pop(container.id, None)
-        self._dirty.pop(container.id, None)
-        running.ended = True
+            if running.ended:
+                return
+            if not isinstance(drain, SpoolDrain):
+                with trio.move_on_after(SINK_END_S) as scope:
+                    await drain.end_run()
+                if scope.cancelled_caught:
+                    log.error("log driver did not take the last lines container=%s", container.short_id)
+            elif not drain.is_idle:
+                await trio.to_thread.run_sync(drain.end_run, limiter=limiter)
+            running.let_go()
+            running.ended = True
+            self._running.pop(container.id, None)
+            if isinstance(drain, SpoolDrain) and drain.needs_sync:
+                self._mark(running)  # closed when it is durable; another run opens it anew
+            else:
+                drain.close()
+                self._pending.pop(running, None)
         running.news.set()
 
     async def serve(self) -> None:
-        """Drain what the watcher tells of, until cancelled."""
+        """Move on what the watcher tells of, until cancelled."""
         while True:
             await self._wake.wait()
-            with trio.move_on_after(BATCH_S):
+            due_s = min((running.since for running in self._pending), default=inf) + self._interval_s
+            with trio.move_on_at(due_s):
                 await self._urgent.wait()
-            self._wake, self._urgent = trio.Event(), trio.Event()
-            dirty, self._dirty = self._dirty, {}
+            self._urgent = trio.Event()
             flooded = False
-            for running in dirty.values():
+            for running in list(self._pending):
                 try:
-                    if await self._drain(running) >= URGENT_BYTES:
-                        self._dirty[running.container.id] = running
-                        flooded = True
+                    flooded |= await self._move_on(running)
                 except Exception:
                     log.exception("log cannot be drained container=%s", running.container.short_id)
+                    self._pending.pop(running, None)
+            if not self._pending:
+                self._wake = trio.Event()
             if flooded:
                 await trio.sleep(FLOOD_S)
-                self._wake.set()
                 self._urgent.set()
 
+    @property
+    def _interval_s(self) -> float:
+        return self._engine.config.log_flush_interval_s
+
+    async def _move_on(self, running: _RunningLog) -> bool:
+        """Drain and sync one log if it is time to; returns whether more is surely there already."""
+        due = running.since + self._interval_s <= trio.current_time()
+        if not due and not running.urgent:
+            return False
+        running.urgent = False
+        since = trio.current_time()
+        flooded = False
+        if not running.ended:
+            # Not `>= SPOOL_MAX_BYTES`: who writes as fast as we read is looked at again soon.
+            flooded = await self._drain(running) >= self._engine.config.log_flush_size
+            running.urgent = flooded
+        if due:
+            await self._make_durable(running)
+            running.since = since if flooded else inf
+            if running.ended:
+                running.drain.close()
+        if running.since == inf:
+            self._pending.pop(running, None)
+            if not running.ended and running.drain.look():  # came while we were at it
+                self._mark(running)
+        return flooded
+
+    async def _make_durable(self, running: _RunningLog) -> None:
+        if isinstance(running.drain, SpoolDrain) and running.drain.needs_sync:
+            async with running.lock:
+                await trio.to_thread.run_sync(running.drain.sync, limiter=self._engine.limiters.files)
+
     async def flush(self) -> None:
-        """Take over everything: before the daemon ends."""
-        for running in list(self._running.values()):
-            await self._drain(running)
+        """Take over everything, and make it durable: before the daemon ends."""
+        for running in {**self._pending, **dict.fromkeys(self._running.values())}:
+            try:
+                if not running.ended:
+                    await self._drain(running)
+                await self._make_durable(running)
+            except EngineError as error:
+                log.error("log cannot be flushed container=%s error=%s", running.container.short_id, error.message)
+
+    async def forget(self, container: Container) -> None:
+        """It is removed: what is not durable yet need not be."""
+        for running in [one for one in self._pending if one.container.id == container.id and one.ended]:
+            async with running.lock:
+                self._pending.pop(running, None)
+                running.drain.close()
+
+    def close(self) -> None:
+        """Let go of every file, as the end of the process does."""
+        for running in {**self._pending, **dict.fromkeys(self._running.values())}:
+            running.let_go()
+            running.drain.close()
+        self._pending.clear()
+        self._running.clear()
 
     async def _drain(self, running: _RunningLog) -> int:
         """Take over what is there now, at most a spool full, so that others get their turn; returns its bytes."""
         taken = 0
+        drain = running.drain
         async with running.lock:
             while not running.ended and taken < SPOOL_MAX_BYTES:
-                count = await trio.to_thread.run_sync(running.drain.drain_some, limiter=self._engine.limiters.files)
+                if isinstance(drain, SpoolDrain):
+                    count = await trio.to_thread.run_sync(drain.drain_some, limiter=self._engine.limiters.files)
+                else:
+                    count = await drain.drain_some()
                 if not count:
                     break
                 taken += count
+                running.look()
         if taken:
-            running.news.set()
-            running.news = trio.Event()
+            running.tell()
         return taken
 
     def path(self, container: Container) -> Path:
         """The ring file; it is made with the first output."""
         return self._engine.config.data_root / "containers" / container.id / FILE_NAME
 
+    def _grant(self, wanted: int) -> int:
+        """How large a ring that is to be made may be, within the budget of all. Blocks."""
+        budget = self._engine.config.log_budget
+        if not budget:
+            return wanted
+        with self._granting:
+            granted = max(MIN_SIZE_BYTES, min(wanted, budget - self.total_bytes()))
+        if granted < wanted:
+            log.warning("log-budget is used up: a log gets bytes=%d instead of %d", granted, wanted)
+        return granted
+
+    def total_bytes(self) -> int:
+        """What all rings take. Blocks."""
+        total = 0
+        for path in (self._engine.config.data_root / "containers").glob(f"*/{FILE_NAME}"):
+            with contextlib.suppress(FileNotFoundError):
+                total += path.stat().st_size
+        return total
+
+    # -- what is shown of ourselves --
+
+    def waiting_bytes(self) -> int:
+        """Output in memory that is not taken over yet."""
+        return sum(running.drain.look() for running in self._running.values())
+
+    def lost_bytes(self) -> int:
+        """Output of the present runs that was dropped."""
+        return sum(running.drain.lost_bytes for running in self._running.values())
+
     # -- reading --
 
     def check_readable(self, container: Container) -> None:
         """Raises: Unsupported, Conflict."""
-        if container.host_config.log_config.type not in RING_DRIVERS:
+        if container.host_config.log_config.type not in (*RING_DRIVERS, "journald"):
             raise Unsupported("configured logging driver does not support reading")
         if container.state.status.value in ("dead", "removing"):
             raise Conflict("can not get logs from container which is dead or marked for removal")
@@ -211,152 +430,74 @@ class Logs:
             if running is not None:
                 running.followers += options.follow
                 await self._drain(running)
-            reader = _Reader(self.path(container), container, options)
-            try:
-                await self._copy(reader, running, options, write)
-            finally:
-                reader.close()
+            if container.host_config.log_config.type == "journald":
+                from balenapy.engine import logsinks
+
+                await logsinks.read_journal(container, options, extra_text(container), running, write)
+            else:
+                await self._read_ring(container, options, running, write)
         except (DataLoss, SystemFailure) as error:
             await write(frame(Stream.SYSTEM, f"Error grabbing logs: {error.message}\n".encode()))
         finally:
             if running is not None:
                 running.followers -= options.follow
 
-    async def _copy(self, reader: _Reader, running: _RunningLog | None, options: LogOptions, write: Write) -> None:
+    async def _read_ring(
+        self, container: Container, options: LogOptions, running: _RunningLog | None, write: Write
+    ) -> None:
         limiter = self._engine.limiters.files
-        while True:
-            # Taken before reading: what arrives meanwhile sets this event.
-            news = running.news if running is not None else None
-            ended = running is None or running.ended
-            while data := await trio.to_thread.run_sync(reader.read_some, limiter=limiter):
-                await write(data)
-            if news is None or ended or reader.finished or not options.follow:
-                if rest := reader.rest(run_ended=ended):
-                    await write(rest)
-                return
-            await news.wait()
+        reader = RingReader(self.path(container), container, options)
+        try:
+            while True:
+                # Taken before reading: what arrives meanwhile sets this event.
+                news = running.news if running is not None else None
+                ended = running is None or running.ended
+                while data := await trio.to_thread.run_sync(reader.read_some, limiter=limiter):
+                    await write(data)
+                if news is None or ended or reader.finished or not options.follow:
+                    if rest := reader.rest(run_ended=ended):
+                        await write(rest)
+                    return
+                await news.wait()
+        finally:
+            reader.close()
 
 
-class _Reader:
-    """Reads a ring from the wanted place on and makes bytes for the client. Blocks; for a thread."""
+class RingReader:
+    """A container's ring file, opened when there is one. Blocks; for a thread."""
 
     def __init__(self, path: Path, container: Container, options: LogOptions) -> None:
         self._path = path
-        self._tail = options.tail
-        self._tty = container.config.tty
-        self._streams = {STDOUT: options.stdout, STDERR: options.stderr}
-        self._since = _stamp(options.since_ns)
-        self._until = _stamp(options.until_ns)
-        self._timestamps = options.timestamps
-        self._details = _details(container) + b" " if options.details else b""
+        details = extra_text(container) if options.details else b""
+        self._make = partial(LogView, options=options, tty=container.config.tty, details=details)
         self._fd = -1
-        self._ring: Ring | None = None
-        self._joiner = Joiner()
-        self._number = 0  # of the block to read next; 0: not begun
-        self._seq = 0  # of the last record read
-        self._newest = 0
-        self.finished = False  # an entry after `until` was met
+        self._view: LogView | None = None
 
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
+    @property
+    def finished(self) -> bool:
+        return self._view is not None and self._view.finished
+
     def read_some(self) -> bytes:
         """The next piece of output; b"" when there is no more for now."""
-        if self.finished or not self._open():
-            return b""
-        assert self._ring is not None
-        if self._number == 0:
-            return self._begin(self._ring)
-        output = bytearray()
-        while len(output) < CHUNK_BYTES and not self.finished:
-            entries, more = self._next_entries(self._ring)
-            self._add(output, entries)
-            if not more:
-                break
-        return bytes(output)
-
-    def rest(self, *, run_ended: bool) -> bytes:
-        """A last line without end, of a run that has no more to say (its end may not be marked: a power cut)."""
-        output = bytearray()
-        if run_ended:
-            self._add(output, self._joiner.flush())
-        return bytes(output)
-
-    def _open(self) -> bool:
-        if self._ring is None:
+        if self._view is None:
             opened = open_ring(self._path)
             if opened is None:
-                return False
-            self._fd, self._ring = opened
-        return True
+                return b""
+            self._fd = opened[0]
+            self._view = self._make(opened[1])
+        return self._view.read_some()
 
-    def _begin(self, ring: Ring) -> bytes:
-        """The backlog: all of it piece by piece, or its last entries at once."""
-        tail = self._tail
-        self._newest = ring.newest_number()
-        if self._newest == 0:
-            return b""
-        if tail < 0:
-            self._number = ring.oldest_number(self._newest)
-            return self.read_some()
-        self._number, self._seq = ring.start_of_tail(tail)
-        last: deque[Entry] = deque(maxlen=tail)
-        more = True
-        while more:
-            entries, more = self._next_entries(ring)
-            last.extend(entries)
-        output = bytearray()
-        self._add(output, last)
-        return bytes(output)
-
-    def _next_entries(self, ring: Ring) -> tuple[list[Entry], bool]:
-        """Those of one block, and whether there is another block behind it."""
-        oldest = ring.oldest_number(self._newest)
-        if self._number < oldest:  # the writer overtook us
-            log.debug("log reader lost blocks path=%s count=%d", self._path, oldest - self._number)
-            self._number = oldest
-        # Looked up before the block is read: only a block that had a successor then is complete in what we read.
-        if self._number >= self._newest:
-            self._newest = ring.newest_after(self._newest)
-        complete = self._number < self._newest
-        entries: list[Entry] = []
-        for record in ring.read_block(self._number, self._seq):
-            self._seq = record.seq
-            entries.extend(self._joiner.feed(record))
-        self._number += complete
-        return entries, complete
-
-    def _add(self, output: bytearray, entries: Iterable[Entry]) -> None:
-        """What of these the client wants, in its form."""
-        since, until, streams = self._since, self._until, self._streams
-        for stamp, stream, text in entries:
-            # Times of one form, so that their bytes compare as they do.
-            if since and stamp < since:
-                continue
-            if until and stamp > until:
-                self.finished = True
-                return
-            if not streams[stream]:
-                continue
-            if self._details:
-                text = self._details + text
-            if self._timestamps:
-                text = stamp[:29] + b"Z " + text
-            output += text if self._tty else frame(stream, text)
+    def rest(self, *, run_ended: bool) -> bytes:
+        return self._view.rest(run_ended=run_ended) if self._view is not None else b""
 
 
-def _stamp(time_ns: int) -> bytes:
-    """A time as conmon writes it in UTC, which is what we run it in; b"" for none."""
-    if not time_ns:
-        return b""
-    second, rest = divmod(time_ns, 10**9)
-    return b"%s.%09d+00:00" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode(), rest)
-
-
-def _details(container: Container) -> bytes:
-    """What the log options `labels`, `env`, `env-regex` and `tag` name. Source: moby ExtraAttributes, jsonfilelog."""
+def extra(container: Container) -> dict[str, str]:
+    """What the log options `labels`, `env` and `env-regex` name. Source: moby daemon/logger ExtraAttributes."""
     options = container.host_config.log_config.config or {}
     labels = container.config.labels or {}
     found = {name: labels[name] for name in options.get("labels", "").split(",") if name in labels}
@@ -365,12 +506,18 @@ def _details(container: Container) -> bytes:
     if pattern := options.get("env-regex"):
         with contextlib.suppress(re.error):
             found |= {name: value for name, value in environment.items() if re.search(pattern, name)}
-    if tag := _tag(container, ""):
+    return found
+
+
+def extra_text(container: Container) -> bytes:
+    """The same with the tag, as `logs --details` shows it. Source: moby jsonfilelog."""
+    found = extra(container)
+    if tag := log_tag(container, ""):
         found["tag"] = tag
     return ",".join(f"{quote_plus(key)}={quote_plus(value)}" for key, value in sorted(found.items())).encode()
 
 
-def _tag(container: Container, default: str) -> str:
+def log_tag(container: Container, default: str) -> str:
     """The log option `tag` with its `{{.Field}}`s filled in; a field that nobody knows stays as it is."""
     template = (container.host_config.log_config.config or {}).get("tag") or default
     fields = {

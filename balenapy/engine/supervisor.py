@@ -337,7 +337,6 @@ class Supervisors:
     async def _create_and_start(self, container: Container, active: _Supervised) -> None:
         engine, state, files = self._engine, container.state, self._engine.limiters.files
         runtime = engine.runtimes.get(container.host_config.runtime)
-        log_options = engine.logs.conmon_options(container)
         bundle = self._bundles.of(container.id)
         exit_dir = self._exit_dir(container)
 
@@ -351,6 +350,7 @@ class Supervisors:
             return self._bundles.write_spec(container, mounts, attachment)
 
         spec = await trio.to_thread.run_sync(prepare, limiter=files)
+        log_options = await engine.logs.prepare_run(container, bundle)
         argv = conmon.conmon_argv(
             engine.runtimes.conmon,
             container.id,
@@ -366,7 +366,7 @@ class Supervisors:
         cgroup = runtime.cgroups.of_spec(spec["linux"]["cgroupsPath"])
         run = Run(container, bundle, runtime, cgroup, created.conmon, ProcessHandle.open(created.pid))
         active.run = run
-        engine.logs.begin_run(container, bundle)
+        await engine.logs.begin_run(container, bundle, run.conmon)
         await self.attachments.begin_run(container, bundle)
         self._watch(run)
         if active.cancelled.is_set():
@@ -731,6 +731,7 @@ class Supervisors:
         if self._bundles.of(container.id).path.exists():
             await self._clean_up(container, kill=True)
         self.attachments.end_run(container)
+        await self._engine.logs.forget(container)
         await self._engine.snapshots.trash.discard(self._exit_dir(container))
 
     # -- start and stop of the daemon --
@@ -780,7 +781,7 @@ class Supervisors:
         run = Run(
             container, self._bundles.of(container.id), runtime, cgroup, handle, init, trio.current_time() - ran_s
         )
-        self._engine.logs.begin_run(container, run.bundle, adopt=True)
+        await self._engine.logs.begin_run(container, run.bundle, handle, adopt=True)
         self._watch(run)
         self._engine.logs.changed(container.id)
         self._spawn(container, adopted=run).started.set()
@@ -800,7 +801,7 @@ class Supervisors:
             state.finished_ns = time.time_ns()
         state.oom_killed = state.oom_killed or bundle.oom.exists()
         if bundle.spool.exists():
-            self._engine.logs.begin_run(container, bundle, adopt=True)
+            await self._engine.logs.begin_run(container, bundle, None, adopt=True)
         lifecycle.move(state, Status.EXITED)
         state.pid, state.conmon_pid, state.conmon_start_time = 0, 0, 0
         await self._clean_up(container, kill=True)
@@ -842,6 +843,7 @@ class Supervisors:
                 if active.run is not None and not active.run.container.state.running:
                     await active.done.wait()
             await self._engine.logs.flush()
+        self._engine.logs.close()
         if scope.cancelled_caught:
             log.warning("starts or logs were cut off by the shutdown")
 

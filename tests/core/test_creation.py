@@ -273,12 +273,14 @@ def test_privileged_containers_hide_nothing_and_say_so() -> None:
 
 def test_log_options_of_the_daemon_go_with_its_driver_only() -> None:
     defaults = HostDefaults(log_driver="json-file", log_opts={"max-size": "1m"})
-    unnamed, named = LogConfig(), LogConfig("json-file")
+    unnamed, named, other = LogConfig(), LogConfig("json-file", {"max-file": "2"}), LogConfig("local")
     creation.fill_log_config(unnamed, defaults)
     creation.fill_log_config(named, defaults)
+    creation.fill_log_config(other, defaults)
 
     assert (unnamed.type, unnamed.config) == ("json-file", {"max-size": "1m"})
-    assert (named.type, named.config) == ("json-file", {})
+    assert (named.type, named.config) == ("json-file", {"max-size": "1m", "max-file": "2"})
+    assert (other.type, other.config) == ("local", {})
 
 
 def test_an_image_never_overrides_the_request() -> None:

@@ -23,6 +23,7 @@ from balenapy.config import Config
 from balenapy.core import creation
 from balenapy.core.container import Container
 from balenapy.core.execconfig import ExecConfig
+from balenapy.core.logview import LogOptions
 from balenapy.core.manifest import parse_image_config
 from balenapy.core.reference import parse_reference
 from balenapy.core.stdcopy import FrameReader
@@ -32,7 +33,7 @@ from balenapy.engine.engine import Engine, Limiters
 from balenapy.engine.events import Event, EventBus
 from balenapy.engine.exec import Execs
 from balenapy.engine.images import Images
-from balenapy.engine.logs import LogOptions, Logs
+from balenapy.engine.logs import Logs
 from balenapy.engine.networks import NetworkAttachment
 from balenapy.engine.supervisor import Supervisors
 from balenapy.engine.volumes import Volumes
@@ -248,8 +249,7 @@ def _close_descriptors(engine: Engine) -> None:
     for active in engine.supervisors._active.values():
         if active.run is not None:
             active.run.close()
-    for running in engine.logs._running.values():
-        running.drain.close()
+    engine.logs.close()
     for hub in engine.supervisors.attachments._hubs.values():
         hub.end()
 

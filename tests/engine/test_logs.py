@@ -10,9 +10,9 @@ import trio
 
 from balenapy.core.conmonlog import STDOUT, LogPart, format_line
 from balenapy.core.container import Container
+from balenapy.core.logview import LogOptions
 from balenapy.core.ringlog import Ring
-from balenapy.engine import logs as logs_module
-from balenapy.engine.logs import LogOptions, _Reader, ring_size
+from balenapy.engine.logs import RingReader, ring_size
 from balenapy.errors import InvalidParameter, SystemFailure, Unsupported
 from balenapy.stores.ringfile import SpoolDrain
 from tests.engine.process_rig import Rig, frames, open_rig
@@ -183,9 +183,8 @@ async def test_drivers_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 @trio_test
-async def test_an_idle_log_is_drained_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs_module, "BATCH_S", 0.1)
-    async with open_rig(tmp_path) as rig:
+async def test_an_idle_log_is_drained_in_batches(tmp_path: Path) -> None:
+    async with open_rig(tmp_path, log_flush_interval_s=0.1) as rig:
         container = await rig.run("sh", "-c", "echo x; sleep 1000")
         path = rig.logs.path(container)
         with trio.fail_after(5):
@@ -230,7 +229,7 @@ def test_what_is_written_while_a_block_is_read_is_not_skipped(tmp_path: Path, mo
     monkeypatch.setattr(Ring, "read_block", read_block_and_be_overtaken)
     write_more()
     container = Container(id="1" * 64, name="silent_reader")
-    reader = _Reader(path, container, LogOptions(stderr=False))
+    reader = RingReader(path, container, LogOptions(stderr=False))
     output = bytearray()
     while data := reader.read_some():
         output += data

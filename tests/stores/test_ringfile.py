@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from balenapy.core.conmonlog import STDERR, STDOUT, LogPart, format_line
-from balenapy.core.ringlog import Joiner
+from balenapy.core.logview import Joiner
 from balenapy.stores.ringfile import SpoolDrain, open_ring
 
 SIZE = 256 << 10

@@ -21,9 +21,9 @@ from balenapy.core import gojson
 from balenapy.core.container import Container, Status
 from balenapy.core.detachkeys import parse_keys
 from balenapy.core.execconfig import ExecConfig, ExecStart
+from balenapy.core.logview import LogOptions
 from balenapy.core.signals import check_signal, parse_signal
 from balenapy.engine.attach import AttachOptions
-from balenapy.engine.logs import LogOptions
 from balenapy.engine.stats import read_stats, stream_stats, top
 from balenapy.errors import Conflict, EngineError, InvalidParameter
 
