@@ -229,6 +229,7 @@ def _start_background(engine: Engine) -> None:
     from balenapy.engine.rebuild import rebuild
 
     engine.nursery.start_soon(engine.supervisors.start_wanted)
+    engine.nursery.start_soon(engine.containers.remove_managed)
     engine.nursery.start_soon(engine.snapshots.trash.serve)
     engine.nursery.start_soon(engine.images.collector.serve)
     engine.nursery.start_soon(engine.images.checks.serve)

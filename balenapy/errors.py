@@ -57,3 +57,9 @@ class SystemFailure(EngineError):
 
 class DataLoss(SystemFailure):
     """Stored or received bytes are not what their digest says (500)."""
+
+
+# By name: as errors cross the border of a process.
+KINDS: dict[str, type[EngineError]] = {
+    name: kind for name, kind in globals().items() if isinstance(kind, type) and issubclass(kind, EngineError)
+}

@@ -1,6 +1,6 @@
-"""Shell patterns as Go's `path.Match` reads them: the `reference` filter of the image list.
+"""Shell patterns as Go's `path.Match` reads them, and those of `.dockerignore`, which have `**` besides.
 
-Source: Go src/path/match.go.
+Sources: Go src/path/match.go; moby pkg/fileutils/fileutils.go.
 """
 
 from __future__ import annotations
@@ -15,11 +15,26 @@ def path_match(pattern: str, name: str) -> bool:
 
     Raises: SystemFailure `syntax error in pattern`.
     """
-    expression, position = [], 0
+    return re.fullmatch(to_expression(pattern), name, re.DOTALL) is not None
+
+
+def to_expression(pattern: str, *, deep: bool = False) -> str:
+    """The regular expression for a whole name.
+
+    Args:
+        deep: `**` is any number of components, also none.
+
+    Raises: SystemFailure `syntax error in pattern`.
+    """
+    expression: list[str] = []
+    position = 0
     while position < len(pattern):
         character = pattern[position]
         position += 1
-        if character == "*":
+        if deep and character == "*" and pattern.startswith("*", position):
+            position += 2 if pattern.startswith("/", position + 1) else 1
+            expression.append("(?:.*/)?" if position < len(pattern) else ".*")
+        elif character == "*":
             expression.append("[^/]*")
         elif character == "?":
             expression.append("[^/]")
@@ -33,7 +48,7 @@ def path_match(pattern: str, name: str) -> bool:
             position += 1
         else:
             expression.append(re.escape(character))
-    return re.fullmatch("".join(expression), name, re.DOTALL) is not None
+    return "".join(expression)
 
 
 def _bracket(pattern: str, position: int) -> tuple[str, int]:

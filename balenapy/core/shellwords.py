@@ -4,17 +4,17 @@
     expand_words(word, variables)  the same, and split at blanks, also at those a variable brought in
     split_words(text)              cut a line into words that still have their quotes
 
-Forms: `$x`, `${x}`, `${x:-w}`, `${x:+w}`; the escape character takes the meaning from what follows it; single quotes
-keep everything, double quotes all but variables and escapes.
+Forms: `$x`, `${x}`, `${x:-w}`, `${x:+w}`, `${x:?w}`, `${x?w}`; the escape character takes the meaning from what follows
+it; single quotes keep everything, double quotes all but variables and escapes.
 
 Source: moby 18.09 builder/dockerfile/shell/lex.go, parser/line_parsers.go parseWords.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
+from balenapy.core.gotext import BLANKS, quote
 from balenapy.errors import InvalidParameter
 
 ESCAPE = "\\"
@@ -35,7 +35,7 @@ def _expand(word: str, variables: Mapping[str, str], escape: str) -> tuple[str, 
     try:
         return _Lexer(word, variables, escape).until("")
     except _Bad as error:
-        raise InvalidParameter(f"failed to process {json.dumps(word, ensure_ascii=False)}: {error}") from error
+        raise InvalidParameter(f"failed to process {quote(word)}: {error}") from error
 
 
 class _Bad(Exception):
@@ -52,7 +52,7 @@ class _Words:
 
     def add(self, text: str, *, quoted: bool) -> None:
         for character in text:
-            if character.isspace() and not quoted:
+            if character in BLANKS and not quoted:
                 self.end()
             else:
                 self._word += character
@@ -155,9 +155,9 @@ class _Lexer:
         value = self._variables.get(name, "")
         if after == "}":
             return value
-        if after != ":":
+        if not after or after not in ":?":
             raise _Bad("missing ':' in substitution")
-        modifier = self._next()
+        modifier = self._next() if after == ":" else after
         try:
             word, _ = self.until("}")
         except _Bad:
@@ -168,6 +168,11 @@ class _Lexer:
             return word if value else ""
         if modifier == "-":
             return value or word
+        if modifier == "?":
+            if name not in self._variables or (after == ":" and not value):
+                state = "empty" if name in self._variables else "unset"
+                raise _Bad(f"{name}: {word or f'is not allowed to be {state}'}")
+            return value
         raise _Bad(f"unsupported modifier ({modifier}) in substitution")
 
     def _name(self) -> str:
@@ -187,29 +192,29 @@ class _Lexer:
 def split_words(text: str, escape: str = ESCAPE) -> list[str]:
     """Cut at blanks outside quotes; quotes and escapes stay in the words."""
     words: list[str] = []
-    word = quote = ""
+    word = mark = ""
     begun = False
     position = 0
     while position < len(text):
         character = text[position]
         position += 1
-        if not quote and character.isspace():
+        if not mark and character in BLANKS:
             if begun:
                 words.append(word)
             word, begun = "", False
             continue
-        if character == escape and quote != "'":
+        if character == escape and mark != "'":
             if position == len(text):
                 break  # at the end of a line it means nothing
             word += character + text[position]
             position += 1
             begun = True
             continue
-        if quote:
-            if character == quote:
-                quote = ""
+        if mark:
+            if character == mark:
+                mark = ""
         elif character in "'\"":
-            quote = character
+            mark = character
         word += character
         begun = True
     if begun:

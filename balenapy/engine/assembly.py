@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -34,6 +34,7 @@ from balenapy.stores.snapshots import Layer, has_layer
 
 if TYPE_CHECKING:
     from balenapy.engine.engine import Engine
+    from balenapy.engine.workers import WorkerFamily, Workers
 
 log = logging.getLogger(__name__)
 
@@ -68,12 +69,14 @@ class NewImage:
 class Assembly:
     """Layers that are coming and images made of them. What was not committed is gone after the block."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, workers: Workers | WorkerFamily | None = None) -> None:
         self._engine = engine
+        self._workers = workers or engine.workers
         self._snapshots = engine.snapshots
         self._stack = AsyncExitStack()
         self._unpacked: list[Unpacked] = []  # whose directories are ours
         self._sources: dict[Digest, Path] = {}  # diff_id -> a directory that holds the layer
+        self.layers: dict[str, Unpacked] = {}  # chain_id -> what was committed
 
     async def __aenter__(self) -> Assembly:
         await self._stack.__aenter__()
@@ -96,7 +99,7 @@ class Assembly:
         durable.step("unpack layer")
         path = await self._snapshots.new_directory()
         try:
-            report = await self._engine.workers.run("unpack", {"directory": str(path)}, feed=feed)
+            report = await self._workers.run("unpack", {"directory": str(path)}, feed=feed)
             unpacked = Unpacked(
                 path,
                 Digest.parse(report["diff_id"]),
@@ -128,13 +131,57 @@ class Assembly:
             await packed.wait()  # an end that comes because packing failed is not the end of a tar
 
         async def pack() -> None:
-            await self._engine.workers.run("pack", arguments, drain=drain)
+            await self._workers.run("pack", arguments, drain=drain)
             packed.set()
 
         async with one_error(), trio.open_nursery() as nursery:
             nursery.start_soon(pack)
             return await self.unpack(feed)
         raise AssertionError("one_error swallows nothing")
+
+    async def adopt(self, diff: Path, epoch_s: int | None = None) -> Unpacked:
+        """Make a layer of a container's writable layer as it lies there: it is moved, not copied, and read once.
+
+        Nothing is mounted on it any more, and the container goes.
+        """
+        path = await self._snapshots.new_directory()
+
+        def move() -> None:
+            (path / "diff").rmdir()
+            diff.rename(path / "diff")
+
+        async def make() -> dict[str, Any]:
+            try:
+                await trio.to_thread.run_sync(move, limiter=self._engine.limiters.files)
+            except OSError as error:
+                raise file_error(f"cannot move {diff}", error) from error
+            return await self._workers.run("pack", {"directory": str(path), "fresh": True, "epoch": epoch_s})
+
+        return await self._fresh(path, make)
+
+    async def place(self, arguments: Mapping[str, object]) -> Unpacked:
+        """Make a layer of what the worker `place` puts on an image with these arguments."""
+        path = await self._snapshots.new_directory()
+
+        async def make() -> dict[str, Any]:
+            return await self._workers.run("place", {**arguments, "directory": str(path)})
+
+        return await self._fresh(path, make)
+
+    async def _fresh(self, path: Path, make: Callable[[], Awaitable[dict[str, Any]]]) -> Unpacked:
+        durable.step("make layer")
+        try:
+            report = await make()
+        except BaseException:
+            await self._snapshots.discard(path)
+            raise
+        diff_id = Digest.parse(report["diff_id"])
+        unpacked = Unpacked(
+            path, diff_id, diff_id, int(report["tar_size"]), int(report["size_bytes"]), int(report["disk_bytes"])
+        )
+        self._unpacked.append(unpacked)
+        self._sources.setdefault(diff_id, path)
+        return unpacked
 
     async def know(self, layer: Layer) -> Digest:
         """Count on a committed layer, wherever it stands: its bytes need not be read again."""
@@ -145,9 +192,12 @@ class Assembly:
 
     # --- images
 
-    async def commit(self, images: Sequence[NewImage]) -> list[ImageRecord]:
+    async def commit(self, images: Sequence[NewImage], *, described: bool = True) -> list[ImageRecord]:
         """Make the images and all that they need visible.
 
+        Args:
+            described: sidecars are written, so that images and layers can be told without the database. They are
+                synced, which a build does once, at its end.
         Raises: EngineError; nothing was changed then.
         Cancellation: all or nothing.
         """
@@ -169,7 +219,9 @@ class Assembly:
                         unpacked.disk_bytes,
                     )
                 parent = chain_id
-        await self._describe(images, placed, blobs)
+        if described:
+            await self._describe(images, placed, blobs)
+        self.layers.update(blobs)
         return await self._insert(images, placed)
 
     async def _keep(self, chain_id: str) -> bool:
@@ -194,27 +246,33 @@ class Assembly:
     async def _describe(
         self, images: Sequence[NewImage], placed: Mapping[str, Layer], blobs: Mapping[str, Unpacked]
     ) -> None:
-        """Write the sidecars, so that layers and images can be told without the database."""
+        """Write the sidecars of new images and their new layers."""
+        layers = {chain_id: (layer, blobs[chain_id]) for chain_id, layer in placed.items()}
+        await self.describe(images, layers)
+
+    async def describe(self, images: Sequence[NewImage], layers: Mapping[str, tuple[Layer, Unpacked]]) -> None:
+        """Write sidecars: of these layers, and of images, which may have layers of before."""
         files: list[tuple[Path, bytes]] = []
-        for chain_id, layer in placed.items():
+        for chain_id, (layer, unpacked) in layers.items():
             sidecar = LayerSidecar(
                 Digest.parse(chain_id),
                 Digest.parse(layer.parent) if layer.parent else None,
-                blobs[chain_id].diff_id,
-                blobs[chain_id].blob,
-                blobs[chain_id].blob_size,
+                unpacked.diff_id,
+                unpacked.blob,
+                unpacked.blob_size,
                 PLAIN_LAYER,
             )
             files.append((layer.path / LAYER_FILE, sidecar.encode()))
         for image in images:
-            top = placed.get(image.config.chain_id) or self._snapshots.find(image.config.chain_id)
+            made = layers.get(image.config.chain_id)
+            top = made[0] if made is not None else self._snapshots.find(image.config.chain_id)
             if top is None:
                 continue
             document = SidecarDocument(image.config.image_id, DOCKER_CONFIG, image.config.raw)
             names = tuple((reference, "", "") for reference in image.references)
             description = ImageSidecar(image.config.image_id, (document,), names)
             # One that exists beside a layer of before knows a manifest too.
-            if image.config.chain_id in placed or not (top.path / description.file_name).exists():
+            if made is not None or not (top.path / description.file_name).exists():
                 files.append((top.path / description.file_name, description.encode()))
 
         def write() -> None:

@@ -9,7 +9,10 @@ output holds the others up for `STALL_S` and is then cut off.
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,8 +49,9 @@ class AttachOptions:
 class Client:
     """One attached client's outgoing queue."""
 
-    def __init__(self, options: AttachOptions) -> None:
+    def __init__(self, options: AttachOptions, *, stall_s: float = STALL_S) -> None:
         self._options = options
+        self.stall_s = stall_s
         self._pieces: deque[bytes] = deque()
         self._size = 0
         self._filled = trio.Event()
@@ -146,7 +150,7 @@ class Hub:
             self.end()
 
     async def _wait_for(self, client: Client, stream: int, data: bytes) -> None:
-        with trio.move_on_after(STALL_S):
+        with trio.move_on_after(client.stall_s):
             await client.wait_for_room()
         if not client.put_nowait(stream, data):
             log.warning("attached client does not take its output and is cut off")
@@ -236,6 +240,19 @@ class Attachments:
             self._leave(container, hub, client)
         if container.config.stdin_once and not container.config.tty:
             await self._engine.supervisors.wait_until_stopped(container)
+
+    @asynccontextmanager
+    async def output(self, container: Container) -> AsyncIterator[Client]:
+        """A client of the engine's own, from before the start: its frames are all that the container writes.
+
+        The container waits for it, however long it takes.
+        """
+        client = Client(AttachOptions(stdout=True, stderr=True, stream=True), stall_s=math.inf)
+        hub = await self._join(container, client)
+        try:
+            yield client
+        finally:
+            self._leave(container, hub, client)
 
     async def _replay(self, container: Container, options: AttachOptions, stream: trio.abc.SendStream) -> None:
         from balenapy.core.logview import LogOptions

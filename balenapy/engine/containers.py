@@ -580,6 +580,15 @@ class Containers:
             parent.host_config.links = links or None
             await self.store.update_record(parent)
 
+    async def remove_managed(self) -> None:
+        """After a start: the containers of steps whose build did not outlive the last daemon."""
+        for container in self.store.all():
+            if container.managed:
+                try:
+                    await self.remove(container.id, force=True, remove_volumes=True)
+                except EngineError as error:
+                    log.error("cannot remove a build's container id=%s error=%s", container.short_id, error.message)
+
     async def prune(self, filters: Filters) -> tuple[list[str], int]:
         """Remove what is stopped; returns ids and the bytes of their writable layers.
 

@@ -89,7 +89,7 @@ class Pulls:
     async def pull(
         self,
         reference: Reference,
-        auth: str,
+        auth: str | AuthConfig,
         platform: Platform | None,
         write: Write,
         deltas: DeltaRequest = NO_DELTAS,
@@ -97,7 +97,7 @@ class Pulls:
         """Pull one reference, or all tags when it has neither tag nor digest.
 
         Args:
-            auth: the request's X-Registry-Auth. platform: None for this machine's.
+            auth: the request's X-Registry-Auth, or what it says. platform: None for this machine's.
             write: takes the lines of progress. Before the first one an error can still be an HTTP status.
         Raises: EngineError, with dockerd's words.
         Cancellation: the set of images and references is as before or as after; what is staged stays.
@@ -121,10 +121,10 @@ class Pulls:
             raise failure
 
     async def _pull_wanted(
-        self, reference: Reference, auth: str, platform: Platform, lines: Lines, deltas: DeltaRequest
+        self, reference: Reference, auth: str | AuthConfig, platform: Platform, lines: Lines, deltas: DeltaRequest
     ) -> bool:
         engine = self._engine
-        credentials: AuthConfig | None = decode_registry_auth(auth) if auth else None
+        credentials = auth if isinstance(auth, AuthConfig) else decode_registry_auth(auth) if auth else None
         newer = False
         came: list[tuple[Way, int]] = []
         async with (

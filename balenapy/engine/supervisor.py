@@ -167,6 +167,12 @@ class Supervisors:
     async def wait_until_stopped(self, container: Container) -> None:
         await self.wait(container, "not-running").result()
 
+    async def wait_until_cleaned_up(self, container: Container) -> None:
+        """Until nothing of its last run is left, mounts included."""
+        active = self._active.get(container.id)
+        if active is not None:
+            await active.done.wait()
+
     def forget_waiter(self, container: Container, waiter: Waiter) -> None:
         """Whoever waited has gone."""
         waiters = self._waiters.get(container.id, [])

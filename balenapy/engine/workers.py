@@ -12,19 +12,21 @@ import importlib.util
 import json
 import logging
 import os
+import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from array import array
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 import balenapy
-from balenapy import errors
-from balenapy.errors import EngineError, SystemFailure
+from balenapy.errors import KINDS, SystemFailure
 from balenapy.linux.cgroups import Cgroups
 
 if TYPE_CHECKING:
@@ -45,10 +47,6 @@ MEMORY_MIN_BYTES, MEMORY_MAX_BYTES = 128 << 20, 512 << 20
 REPORT_MAX_BYTES = 16 << 20  # a report is a few hundred bytes; a list of changed paths may be long
 STDERR_MAX_BYTES = 16 << 10  # the last words of a worker that crashed
 REAP_TIMEOUT_S = 10  # a killed process may sit in one uninterruptible write; longer is worth a log line
-
-KINDS: dict[str, type[EngineError]] = {
-    name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, EngineError)
-}
 
 
 class Workers:
@@ -91,29 +89,44 @@ class Workers:
         Cancellation: the worker is killed and reaped; what it wrote stays where its arguments pointed.
         """
         async with self._apart if apart else self._places[feed is not None, drain is not None]:
-            return await self._run(verb, args, feed, drain, progress)
+            return await self.run_by(self._start, verb, args, feed=feed, drain=drain, progress=progress)
 
-    async def _run(
+    @asynccontextmanager
+    async def family(self) -> AsyncIterator[WorkerFamily]:
+        """Several workers one after the other, for which Python starts only once."""
+        family = WorkerFamily(self, self._python)
+        try:
+            yield family
+        finally:
+            await family.end()
+
+    @asynccontextmanager
+    async def place(self, *, fed: bool, drained: bool) -> AsyncIterator[None]:
+        """A place among the workers of that sort."""
+        async with self._places[fed, drained]:
+            yield
+
+    async def _start(
+        self, verb: str, args: Mapping[str, object], environment: Mapping[str, str], pipes: _Pipes
+    ) -> _Process:
+        return _Started([*self._python, verb], args, environment, pipes)
+
+    async def run_by(
         self,
+        start: Start,
         verb: str,
         args: Mapping[str, object],
+        *,
         feed: Feed | None,
         drain: Drain | None,
         progress: Progress | None,
     ) -> dict[str, Any]:
-        with self._memory.share() as environment:
-            return await self._run_within(environment, [*self._python, verb], args, feed, drain, progress)
+        """`run`, by a process that `start` makes; the caller has a place for it."""
+        with self._memory.share() as environment, _Pipes(output=drain is not None) as pipes:
+            process = await start(verb, args, environment, pipes)
+            return await self._run_process(_Worker(verb, process, pipes, progress), feed, drain)
 
-    async def _run_within(
-        self,
-        environment: Mapping[str, str],
-        command: list[str],
-        args: Mapping[str, object],
-        feed: Feed | None,
-        drain: Drain | None,
-        progress: Progress | None,
-    ) -> dict[str, Any]:
-        worker = _Worker(command, args, environment, output=drain is not None, progress=progress)
+    async def _run_process(self, worker: _Worker, feed: Feed | None, drain: Drain | None) -> dict[str, Any]:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(worker.read_report)
@@ -196,49 +209,185 @@ def _cgroup(parent: Path, number: int) -> Path:
     return parent / f"balenapy-worker-{number}"
 
 
-class _Worker:
-    """One process, with its pipes."""
+class _Pipes:
+    """The pipes of a process that is about to start: its ends are closed when it has them, ours belong to `_Worker`."""
+
+    def __init__(self, *, output: bool) -> None:
+        self.theirs: list[int] = []  # stdin, stdout, stderr[, output]
+        self.ours: list[int] = []
+        for number in range(4 if output else 3):
+            reading, writing = os.pipe()
+            self.theirs.append(writing if number else reading)
+            self.ours.append(reading if number else writing)
+        if output:
+            _widen(self.ours[3])
+
+    def __enter__(self) -> _Pipes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close_theirs()
+        while self.ours:
+            os.close(self.ours.pop())
+
+    def close_theirs(self) -> None:
+        while self.theirs:
+            os.close(self.theirs.pop())
+
+    def take_ours(self) -> list[trio.lowlevel.FdStream]:
+        streams = [trio.lowlevel.FdStream(fd) for fd in self.ours]
+        self.ours.clear()
+        return streams
+
+
+class _Started:
+    """A worker with a Python of its own."""
 
     def __init__(
-        self,
-        command: list[str],
-        args: Mapping[str, object],
-        environment: Mapping[str, str],
-        *,
-        output: bool,
-        progress: Progress | None = None,
+        self, command: list[str], args: Mapping[str, object], environment: Mapping[str, str], pipes: _Pipes
     ) -> None:
-        self.verb = command[-1]
-        self._progress = progress
-        self._output: trio.lowlevel.FdStream | None = None
-        pass_fds: tuple[int, ...] = ()
-        if output:
-            reading, writing = os.pipe()
-            _widen(reading)
-            self._output = trio.lowlevel.FdStream(reading)
-            pass_fds = (writing,)
-            args = {**args, "output": writing}
+        stdin, stdout, stderr, *rest = pipes.theirs
+        if rest:
+            args = {**args, "output": rest[0]}
         try:
             # Not trio.open_process: it forks in a thread, and PR_SET_PDEATHSIG fires when that *thread* ends
             # (prctl(2)), which for Trio's threads is ten idle seconds later. CPython uses vfork here: 1-2 ms.
             self._process = subprocess.Popen(
                 [*command, json.dumps(args)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                pass_fds=pass_fds,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=rest,
                 cwd="/",
                 env={"PATH": os.defpath, "BALENAPY_PARENT": str(os.getpid()), **environment},
             )
         except OSError as error:
             raise SystemFailure(f"cannot start a worker: {error}") from error
-        finally:
-            for fd in pass_fds:
-                os.close(fd)
-        self.stdin = _FeedStream(_take(self._process.stdin))
-        self._stdout = _take(self._process.stdout)
-        self._stderr = _take(self._process.stderr)
-        self._pidfd = os.pidfd_open(self._process.pid)
+        self.pid = self._process.pid
+        self.pidfd = os.pidfd_open(self.pid)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def reap(self) -> int | None:
+        """Its exit code, negative for a signal. It has ended."""
+        return self._process.wait()
+
+
+class _Forked:
+    """A worker that was forked by a parent of its own, which reaps it: how it ended is not known here."""
+
+    def __init__(self, pid: int, pidfd: int) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def reap(self) -> int | None:
+        return None
+
+
+_Process = _Started | _Forked
+Start = Callable[[str, Mapping[str, object], Mapping[str, str], "_Pipes"], Awaitable[_Process]]
+
+
+class WorkerFamily:
+    """Workers forked by one process that has imported what they need; see worker/parent. It starts with the first.
+
+    A Python takes 50 to 150 ms to start, a fork three.
+    """
+
+    def __init__(self, workers: Workers, python: list[str]) -> None:
+        self._workers = workers
+        self._command = python
+        self._lock = trio.Lock()
+        self._parent: subprocess.Popen[bytes] | None = None
+        self._socket: trio.socket.SocketType | None = None
+
+    def start(self) -> None:
+        """Start the parent, if it does not run; it gets ready while others work. Raises: SystemFailure."""
+        if self._parent is not None:
+            return
+        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with there:
+            try:
+                self._parent = subprocess.Popen(
+                    [*self._command, "parent", str(there.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=[there.fileno()],
+                    cwd="/",
+                    env={"PATH": os.defpath, "BALENAPY_PARENT": str(os.getpid())},
+                )
+            except OSError as error:
+                here.close()
+                raise SystemFailure(f"cannot start a worker: {error}") from error
+        self._socket = trio.socket.from_stdlib_socket(here)
+
+    async def run(
+        self,
+        verb: str,
+        args: Mapping[str, object],
+        *,
+        feed: Feed | None = None,
+        drain: Drain | None = None,
+    ) -> dict[str, Any]:
+        """As `Workers.run`, in a place there."""
+        self.start()
+        async with self._workers.place(fed=feed is not None, drained=drain is not None):
+            return await self._workers.run_by(self._fork, verb, args, feed=feed, drain=drain, progress=None)
+
+    async def _fork(
+        self, verb: str, args: Mapping[str, object], environment: Mapping[str, str], pipes: _Pipes
+    ) -> _Process:
+        assert self._socket is not None
+        data = json.dumps({"verb": verb, "arguments": args, "environment": dict(environment)}).encode()
+        # Between question and answer nobody is cancelled: the answer would come to the next.
+        with trio.CancelScope(shield=True):
+            async with self._lock:
+                try:
+                    with _in_memory(data) as request:
+                        return await self._ask([request, *pipes.theirs])
+                except OSError as error:
+                    raise SystemFailure(f"cannot start a worker: {error}") from error
+        raise AssertionError("the scope swallows nothing")
+
+    async def _ask(self, fds: list[int]) -> _Forked:
+        assert self._socket is not None
+        rights = array("i", fds)
+        await self._socket.sendmsg([b"f"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        data, ancillary, _, _ = await self._socket.recvmsg(32, socket.CMSG_LEN(4), socket.MSG_CMSG_CLOEXEC)
+        if not data or not ancillary:
+            raise SystemFailure("worker parent has ended")
+        received = array("i")
+        received.frombytes(ancillary[0][2][:4])
+        return _Forked(int(data), received[0])
+
+    async def end(self) -> None:
+        """End the parent, with what it forked."""
+        if self._socket is not None:
+            self._socket.close()
+        if self._parent is not None:
+            self._parent.kill()
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self._parent.wait)
+
+
+class _Worker:
+    """One process, with its pipes."""
+
+    def __init__(self, verb: str, process: _Process, pipes: _Pipes, progress: Progress | None = None) -> None:
+        self.verb = verb
+        self._progress = progress
+        self._process = process
+        self._code: int | None = None
+        pipes.close_theirs()
+        stdin, self._stdout, self._stderr, *rest = pipes.take_ours()
+        self.stdin = _FeedStream(stdin)
+        self._output: trio.lowlevel.FdStream | None = rest[0] if rest else None
+        self._pidfd = process.pidfd
         self._feed_scope = trio.CancelScope()
         self._our_error: Exception | None = None  # of feed or drain: the first
         self._report = bytearray()
@@ -292,14 +441,13 @@ class _Worker:
         self._feed_scope.cancel()
 
     async def kill_and_reap(self) -> None:
-        if self._process.returncode is None:
-            self._process.kill()
-            with trio.move_on_after(REAP_TIMEOUT_S, shield=True) as scope:
-                await trio.lowlevel.wait_readable(self._pidfd)
-            if scope.cancelled_caught:
-                log.error("worker does not die verb=%s pid=%d", self.verb, self._process.pid)
-            else:
-                self._process.wait()
+        self._process.kill()  # does nothing to one that has ended
+        with trio.move_on_after(REAP_TIMEOUT_S, shield=True) as scope:
+            await trio.lowlevel.wait_readable(self._pidfd)
+        if scope.cancelled_caught:
+            log.error("worker does not die verb=%s pid=%d", self.verb, self._process.pid)
+        else:
+            self._code = self._process.reap()
         os.close(self._pidfd)
         with trio.CancelScope(shield=True):
             for stream in (self.stdin, self._stdout, self._stderr, self._output):
@@ -321,13 +469,16 @@ class _Worker:
             raise kind(str(error.get("message", "")))
         if self._our_error is not None:
             raise self._our_error
-        if isinstance(report, dict) and self._process.returncode == 0:
+        if isinstance(report, dict) and self._code in (0, None):
             return report
-        code = self._process.returncode
-        end = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        code = self._code
+        if code is None:
+            end = "ended without a report"
+        else:
+            end = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         words = self._last_words.decode(errors="replace").strip()
         if words:
-            log.error("worker failed verb=%s code=%d stderr=%s", self.verb, code, words)
+            log.error("worker failed verb=%s code=%s stderr=%s", self.verb, code, words)
         last_line = words.rpartition("\n")[2]
         raise SystemFailure(f"worker {self.verb} {end}" + (f": {last_line}" if last_line else ""))
 
@@ -358,20 +509,25 @@ class _FeedStream(trio.abc.SendStream):
         await self._stream.aclose()
 
 
+@contextmanager
+def _in_memory(data: bytes) -> Iterator[int]:
+    """A file that holds these bytes, of any length, while the block lasts."""
+    fd = os.memfd_create("request")
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def _widen(pipe: int) -> None:
     """Fewer turns of the event loop for each megabyte that goes through."""
     try:
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     except OSError:  # the user's share of pipe memory is used up
         pass
-
-
-def _take(pipe: IO[bytes] | None) -> trio.lowlevel.FdStream:
-    """Take the descriptor out of a file object that `subprocess` made."""
-    assert pipe is not None
-    fd = os.dup(pipe.fileno())
-    pipe.close()
-    return trio.lowlevel.FdStream(fd)
 
 
 def python_command() -> list[str]:

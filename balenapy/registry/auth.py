@@ -87,6 +87,15 @@ def decode_registry_config(header: str) -> dict[str, AuthConfig]:
     return {str(host): auth_config(entry) for host, entry in value.items()}
 
 
+def find_credentials(config: str, domain: str) -> AuthConfig:
+    """What an `X-Registry-Config` has for a registry; keys may be hosts or URLs. Source: moby registry/auth.go."""
+    names = (domain, "index.docker.io") if domain == "docker.io" else (domain,)
+    for key, auth in decode_registry_config(config).items():
+        if key.removeprefix("https://").removeprefix("http://").partition("/")[0] in names:
+            return auth
+    return AuthConfig()
+
+
 def _decode_json(header: str) -> Any:
     raw = _base64(header.strip())
     if not raw:

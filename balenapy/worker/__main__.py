@@ -1,7 +1,7 @@
 """`python -I -m balenapy.worker VERB '<json arguments>'`: one piece of heavy work in a process of its own.
 
 Data comes on stdin, one line of JSON goes to stdout at the end: the report, or `{"error": {"kind", "message"}}`
-and exit code 1. A worker has low priority, bounded memory and no children, and dies with its parent.
+and exit code 1. A worker has low priority and bounded memory, and dies with its parent.
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ from __future__ import annotations
 import os
 import sys
 
-from balenapy.worker import process
+from balenapy.worker import parent, process
 
 # Verb -> module with `run(arguments) -> report`. Imported by need: a start costs what its verb costs.
 VERBS = {
     "archive": "balenapy.worker.archive",
     "changes": "balenapy.worker.changes",
+    "context": "balenapy.worker.context",
     "copy": "balenapy.worker.copy",
     "inflate": "balenapy.worker.inflate",
     "mend": "balenapy.worker.mend",
     "pack": "balenapy.worker.pack",
     "patch": "balenapy.worker.patch",
+    "place": "balenapy.worker.place",
+    "sources": "balenapy.worker.sources",
     "unpack": "balenapy.worker.unpack",
     "verify": "balenapy.worker.verify",
 }
@@ -29,6 +32,8 @@ def main() -> None:
     """Run the verb of the command line and leave the process."""
     process.bind_to_parent()
     process.yield_to_others()
+    if sys.argv[1:2] == [parent.VERB]:
+        parent.serve(int(sys.argv[2]), VERBS)
     process.bound_memory()
     code = process.report_outcome(sys.argv[1:], VERBS)
     # Not through the interpreter's own end: a thread may still sit in a read, and there is nothing to tidy.

@@ -137,7 +137,7 @@ class Copier:
             status = os.fstat(source)
             destination = os.open(name, _CREATE, 0o600, dir_fd=destination_directory)
             try:
-                _copy_content(source, destination, status.st_size)
+                copy_content(source, destination, status.st_size)
                 self._copy_metadata(source, destination, status)
             finally:
                 os.close(destination)
@@ -159,7 +159,7 @@ class Copier:
         os.utime(destination, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def _copy_content(source: int, destination: int, size: int) -> None:
+def copy_content(source: int, destination: int, size: int) -> None:
     """Copy the data between the holes; the kernel shares blocks where it can."""
     at = 0
     while at < size:

@@ -5,6 +5,7 @@ Arguments:
     fresh      false: the exact tar that was unpacked, from `tar-split.zst`
                true: a new tar of what is there, sorted and repeatable, overlay marks written as whiteouts; its
                `tar-split.zst` is made in the same pass, so that the directory can become a layer
+    epoch      seconds; of a fresh tar: nothing in it, and nothing of what is there, is younger (optional)
     root       instead of `directory`: a new tar of this directory itself, without a tar-split
     size_first the output begins with the length of the tar, eight bytes big-endian; of exact tars only
     progress   lines `progress BYTES` on stdout, of the tar, before the report
@@ -12,7 +13,7 @@ Arguments:
     output     descriptor for the tar (optional); "compression": "none" (default) or "gzip"
 
 Report: {"diff_id", "tar_size" (bytes), "digest", "size" (of what went to output), "size_bytes" (as `unpack` counts; for
-an exact tar only when there is no output), "entries"}.
+an exact tar only when there is no output), "entries"}, and of a fresh one "disk_bytes".
 
 A file that changes while it is read: its entry has the size that it had at first, cut or filled with zeros.
 
@@ -63,11 +64,15 @@ def run(arguments: dict[str, Any]) -> dict[str, Any]:
         split = SplitWriter(directory) if root is None else None
         process.enter(os.path.join(directory, "diff") if root is None else directory)
         sink.start()
-        packer = Packer(sink, split)
+        packer = Packer(sink, split, epoch_s=arguments.get("epoch"))
         packer.run()
         if split is not None:
             split.close()
-        report |= {"size_bytes": packer.size_bytes, "entries": packer.entries}
+        report |= {
+            "size_bytes": packer.size_bytes,
+            "disk_bytes": packer.disk_bytes,
+            "entries": packer.entries,
+        }
     else:
         records = os.open(os.path.join(directory, NAME), os.O_RDONLY | os.O_CLOEXEC)
         if arguments.get("size_first") and isinstance(output, int):
@@ -224,13 +229,23 @@ class Packer:
     Args:
         start: what to pack: the content of the root, or one path below it.
         layer: it is the directory of a layer, where some files mean something to overlayfs.
+        epoch_s: nothing is younger than this.
     """
 
     def __init__(
-        self, sink: Sink, split: SplitWriter | None, *, start: bytes | None = None, layer: bool = True
+        self,
+        sink: Sink,
+        split: SplitWriter | None,
+        *,
+        start: bytes | None = None,
+        layer: bool = True,
+        epoch_s: int | None = None,
     ) -> None:
         self.entries = 0
         self.size_bytes = 0
+        self.disk_bytes = 0  # about what it takes, as `unpack` counts
+        self._epoch_s = epoch_s
+        self._block = os.statvfs("/").f_frsize
         self._sink = sink
         self._split = split
         self._start = start
@@ -266,6 +281,9 @@ class Packer:
         kind = stat.S_IFMT(status.st_mode)
         if kind == stat.S_IFSOCK:
             return False
+        if self._epoch_s is not None and status.st_mtime_ns > self._epoch_s * 1_000_000_000:
+            os.utime(where, (self._epoch_s, self._epoch_s), follow_symlinks=False)
+            status = os.lstat(where)
         if self._layer and kind == stat.S_IFCHR and status.st_rdev == 0:
             parent, slash, base = path.rpartition(b"/")
             self._header(parent + slash + WHITEOUT + base, REGULAR, status, mode=0o600, xattrs={})
@@ -273,6 +291,7 @@ class Packer:
         xattrs, opaque = _xattrs(where, layer=self._layer)
         if kind == stat.S_IFDIR:
             self._header(path, DIRECTORY, status, xattrs=xattrs)
+            self.disk_bytes += self._block
             if opaque:
                 self._header(path + b"/" + WHITEOUT_OPAQUE, REGULAR, status, mode=0o600, xattrs={})
             return True
@@ -313,6 +332,7 @@ class Packer:
             if self._split is not None:
                 self._split.file(size, crc, path)
             self.size_bytes += size
+            self.disk_bytes += size + -size % self._block
             pad = tarwriter.padding(size)
             if pad:
                 self._emit(pad)

@@ -9,10 +9,10 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from balenapy.errors import EngineError, InvalidParameter, SystemFailure
+from balenapy.errors import KINDS, EngineError, InvalidParameter, SystemFailure
 from balenapy.linux import syscalls
 
 NICE = 10
@@ -88,22 +88,54 @@ def enter(directory: str) -> None:
     sys.meta_path.clear()
 
 
+def apart(work: Callable[[], Report]) -> Report:
+    """Do something in a child of ours that may `enter` a root of its own, and give what it gives.
+
+    Raises: what it raised of our errors; SystemFailure when it died.
+    """
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            syscalls.set_parent_death_signal(signal.SIGKILL)
+            os.close(reading)
+            write_all(writing, json.dumps(_outcome(work)).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        data = pipe.read()
+    os.waitpid(pid, 0)
+    try:
+        report: Report = json.loads(data)
+    except ValueError:
+        raise SystemFailure("worker ended without a word") from None
+    if "error" in report:
+        raise KINDS.get(report["error"]["kind"], SystemFailure)(report["error"]["message"])
+    return report
+
+
 def report_outcome(command: list[str], verbs: Mapping[str, str]) -> int:
     """Run the verb, write its report or its error to stdout; returns the exit code."""
-    try:
-        report = _run(command, verbs)
-    except EngineError as error:
-        report = _failure(_kind(error), error.message)
-    except OSError as error:
-        report = _failure("SystemFailure", describe(error))
-    except MemoryError:
-        limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
-        report = _failure("SystemFailure", f"more than {limit >> 20} MiB of memory would be needed")
-    except Exception as error:
-        sys.excepthook(*sys.exc_info())
-        report = _failure("SystemFailure", f"{type(error).__name__}: {error}")
+    report = _outcome(lambda: _run(command, verbs))
     write_all(1, json.dumps(report).encode() + b"\n")
     return 1 if "error" in report else 0
+
+
+def _outcome(work: Callable[[], Report]) -> Report:
+    """What it gives, or its error."""
+    try:
+        return work()
+    except EngineError as error:
+        return _failure(_kind(error), error.message)
+    except OSError as error:
+        return _failure("SystemFailure", describe(error))
+    except MemoryError:
+        limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+        return _failure("SystemFailure", f"more than {limit >> 20} MiB of memory would be needed")
+    except Exception as error:
+        sys.excepthook(*sys.exc_info())
+        return _failure("SystemFailure", f"{type(error).__name__}: {error}")
 
 
 def _run(command: list[str], verbs: Mapping[str, str]) -> Report:

@@ -11,7 +11,7 @@ import yaml
 
 from balenapy.api.app import Answer, App, Request, route
 from balenapy.api.response import json_response
-from balenapy.api.routes import absent, register_all
+from balenapy.api.routes import absent, build, register_all
 from balenapy.engine.engine import Engine
 from tests.api.connection import connected
 from tests.trio_tests import trio_test
@@ -113,10 +113,13 @@ def test_these_are_not_found_for_good(app: App, method: str, path: str) -> None:
 @trio_test(autojump=True)
 async def test_builder_calls_that_mean_nothing_here() -> None:
     app = App()
+    build.register(app, ENGINE)
     absent.register(app, ENGINE)
     async with connected(app) as client:
         answer = await client.request("POST", "/build/prune")
         assert (answer.status, answer.json) == (200, {"CachesDeleted": None, "SpaceReclaimed": 0})
         assert (await client.request("POST", "/build/cancel?id=x")).status == 200
+        answer = await client.request("POST", "/build/cancel")
+        assert (answer.status, answer.json["message"]) == (500, "build ID not provided")
         answer = await client.request("POST", "/containers/x/copy")
         assert (answer.status, answer.body) == (404, b"")

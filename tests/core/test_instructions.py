@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from balenapy.core import wire
 from balenapy.core.container import ContainerConfig
-from balenapy.core.instructions import apply_changes, split_lines
+from balenapy.core.dockerfile import parse_lines
+from balenapy.core.instructions import apply_changes
 from balenapy.core.shellwords import expand, expand_words, split_words
 from balenapy.errors import InvalidParameter
 
@@ -36,6 +37,8 @@ VARIABLES = {"A": "one", "B": "two words", "EMPTY": "", "C3": "three"}
         ("${EMPTY:-$B}", "two words"),
         ("${A:+yes}", "yes"),
         ("${NOPE:+yes}", ""),
+        ("${A:?no}", "one"),
+        ("${EMPTY?no}", ""),
         ("$1x", "x"),
         ("a\\", "a"),
     ],
@@ -51,7 +54,10 @@ def test_words_are_expanded(word: str, wanted: str) -> None:
         ("${A", "missing ':' in substitution"),
         ("${}", "syntax error: bad substitution"),
         ("${A:-x", "syntax error: missing '}'"),
-        ("${A:?x}", "unsupported modifier (?) in substitution"),
+        ("${NOPE:?x}", "NOPE: x"),
+        ("${EMPTY:?}", "EMPTY: is not allowed to be empty"),
+        ("${NOPE?}", "NOPE: is not allowed to be unset"),
+        ("${A:%x}", "unsupported modifier (%) in substitution"),
         ("'a", "unexpected end of statement while looking for matching single-quote"),
         ('"a', "unexpected end of statement while looking for matching double-quote"),
     ],
@@ -163,7 +169,8 @@ def test_nothing_is_changed_by_a_line_before_a_bad_name() -> None:
 
 
 def test_lines_go_on_after_a_backslash() -> None:
-    assert split_lines(["ENV A=1 \\\n # comment\n B=2", "", "# c", "USER u"]) == ["ENV A=1  B=2", "USER u"]
+    lines = parse_lines("ENV A=1 \\\n # comment\n B=2\n\n# c\nUSER u")
+    assert [(one.name, one.words, one.line) for one in lines] == [("ENV", ("A", "1", "B", "2"), 1), ("USER", ("u",), 6)]
 
 
 @given(st.lists(st.text(), max_size=4))

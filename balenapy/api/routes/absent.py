@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING
 
 from balenapy.api.app import App, Handler, Request, route
-from balenapy.api.response import Response, empty_response, json_response
+from balenapy.api.response import Response, empty_response
 from balenapy.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -128,18 +128,6 @@ async def _copy(request: Request, name: str) -> Response:
     return empty_response(404)
 
 
-async def _build_prune(request: Request) -> Response:
-    """The legacy builder's cache is its images: there is nothing else to prune."""
-    return json_response({"CachesDeleted": None, "SpaceReclaimed": 0})
-
-
-async def _build_cancel(request: Request) -> Response:
-    """Legacy builds end with their request: accept, and do nothing."""
-    return empty_response(200)
-
-
 _TRIVIAL: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/containers/<path:name>/copy", _copy),
-    ("POST", "/build/prune", _build_prune),
-    ("POST", "/build/cancel", _build_cancel),
 )
