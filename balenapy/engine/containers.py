@@ -650,8 +650,14 @@ class _Selection:
         self._images = self._ancestors() if "ancestor" in filters else None
         self._published = _ports("publish", filters)
         self._exposed = _ports("expose", filters)
+        self._ids = frozenset(map(self._by_prefix, filters.get("id")))
         self._before = self._edge("before")
         self._since = self._edge("since")
+
+    def _by_prefix(self, prefix: str) -> str:
+        """The one id that begins so; "" for none and for several."""
+        found = [container.id for container in self._containers.all() if container.id.startswith(prefix)]
+        return found[0] if prefix and len(found) == 1 else ""
 
     def _edge(self, key: str) -> str:
         edge = ""
@@ -704,7 +710,7 @@ class _Selection:
         health = state.health.status if state.health is not None else ""
         return (
             filters.regexp("name", "/" + container.name, container.name)
-            and filters.regexp("id", container.id)
+            and ("id" not in filters or container.id in self._ids)
             and not self._is_task
             and filters.labels(container.config.labels)
             and filters.exact("isolation", container.host_config.isolation or "default")

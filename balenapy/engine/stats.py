@@ -191,11 +191,10 @@ async def _ps(arguments: list[str], pids: list[int]) -> str:
     outcome = await run_tool(["ps", *arguments, f"-q{wanted}"], check=False)
     if outcome.code != 0:
         outcome = await run_tool(["ps", *arguments], check=False)
+    if outcome.code != 0 and b"BusyBox" in outcome.stderr:  # whose ps knows no options. Source: H daemon/top_unix.go
+        outcome = await run_tool(["ps"], check=False)
     if outcome.code != 0:
-        words = outcome.last_words
-        outcome = await run_tool(["ps"], check=False)  # busybox knows no options
-        if outcome.code != 0:
-            raise SystemFailure(f"ps: {words}")
+        raise SystemFailure(f"ps: {outcome.last_words}")
     return outcome.stdout.decode(errors="replace")
 
 
