@@ -125,6 +125,7 @@ class Config:
     cgroup_driver: str = "cgroupfs"
     cgroup_parent: str = ""
     default_ulimits: Mapping[str, Ulimit] = field(default_factory=dict)
+    cdi_directories: tuple[str, ...] = ()  # () is the standard's: /etc/cdi, /var/run/cdi
     default_shm_size: int = 64 << 20
     default_ipc_mode: str = "shareable"
     init: bool = False
@@ -512,6 +513,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("exec-opt", "cgroup_driver", _exec_opts, "native.cgroupdriver=cgroupfs or systemd", "exec-opts", kind="group"),
     Option("cgroup-parent", "cgroup_parent", _text, "parent cgroup of containers"),
     Option("default-ulimit", "default_ulimits", _ulimits, "NAME=SOFT[:HARD] for containers", "default-ulimits", kind="group"),
+    Option("cdi-spec-dir", "cdi_directories", _list(_text), "directory of CDI files, for --device VENDOR/CLASS=NAME (default /etc/cdi, /var/run/cdi)",
+           "cdi-spec-dirs", kind="group"),
     Option("default-shm-size", "default_shm_size", _size, "size of /dev/shm of containers"),
     Option("default-ipc-mode", "default_ipc_mode", _ipc_mode, "shareable or private"),
     Option("init", "init", _boolean, "run an init in every container", kind="switch"),

@@ -18,6 +18,7 @@ from typing import Any
 from balenapy.core import syslog
 from balenapy.core.container import (
     ContainerConfig,
+    DeviceMapping,
     HealthConfig,
     HostConfig,
     LogConfig,
@@ -100,6 +101,7 @@ def parse_create(body: Any) -> CreateRequest:
     inner = keys.get("hostconfig")
     outer = decode(HostConfig, body, within=(_WRAPPER, ""))
     host_config = outer if inner is None else decode(HostConfig, inner, within=(_WRAPPER, "HostConfig"))
+    _take_cdi_requests(host_config, inner)
     for attribute in ("memory", "memory_swap", "cpu_shares", "cpuset_cpus", "volume_driver"):
         if not getattr(host_config, attribute):
             setattr(host_config, attribute, getattr(outer, attribute))
@@ -112,6 +114,18 @@ def parse_create(body: Any) -> CreateRequest:
     if not host_config.network_mode:
         host_config.network_mode = "default"
     return CreateRequest(config, host_config, networking)
+
+
+def _take_cdi_requests(host_config: HostConfig, body: Any) -> None:
+    """Clients of today ask for CDI devices in `DeviceRequests`, which this API does not have: here they are Devices."""
+    found = {key.lower(): value for key, value in body.items()} if isinstance(body, dict) else {}
+    requests = found.get("devicerequests")
+    for request in requests if isinstance(requests, list) else ():
+        keys = {key.lower(): value for key, value in request.items()} if isinstance(request, dict) else {}
+        names = keys.get("deviceids")
+        if keys.get("driver") == "cdi" and isinstance(names, list):
+            mappings = [DeviceMapping(name, name, "rwm") for name in names if isinstance(name, str)]
+            host_config.devices = [*(host_config.devices or ()), *mappings]
 
 
 # --- names ----------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from balenapy.core import cdi
 from balenapy.core.container import Container, Status
 from balenapy.core.ociconfig import SpecInputs, SpecMount, build_spec, uses_init
 from balenapy.errors import Conflict, SystemFailure
@@ -84,6 +85,10 @@ class Bundles:
         """
         inputs = self._inputs(container, mounts, attachment)
         spec = build_spec(container, inputs)
+        if names := _cdi_names(container):
+            directories = self._engine.config.cdi_directories or cdi.DIRECTORIES
+            edits = cdi.select(names, hostfacts.read_cdi_files(directories, cdi.MAX_FILE_BYTES))
+            cdi.apply(spec, edits, hostfacts.device_node)
         for warning in inputs.warnings:
             log.warning("container=%s %s", container.short_id, warning)
         self.of(container.id).config.write_text(json.dumps(spec))
@@ -118,8 +123,9 @@ class Bundles:
             inputs.init_path = self._init_path()
         if host_config.privileged:
             inputs.host_devices = hostfacts.host_devices()
-        if host_config.devices:
-            inputs.devices = hostfacts.resolve_devices(host_config.devices)
+        paths = [mapping for mapping in host_config.devices or () if not cdi.is_name(mapping.path_on_host)]
+        if paths:
+            inputs.devices = hostfacts.resolve_devices(paths)
         inputs.device_numbers = hostfacts.device_numbers(host_config)
         return inputs
 
@@ -181,6 +187,12 @@ class Bundles:
             if error.errno not in (errno.ENOTEMPTY, errno.EBUSY):
                 raise
             log.error("run time directory cannot be removed path=%s error=%s", path, error.strerror)
+
+
+def _cdi_names(container: Container) -> list[str]:
+    """`--device nvidia.com/gpu=all`: devices that files of their vendor describe."""
+    names = [mapping.path_on_host for mapping in container.host_config.devices or ()]
+    return [name for name in names if cdi.is_name(name)]
 
 
 def read_in_rootfs(rootfs: Path, path: str) -> str:

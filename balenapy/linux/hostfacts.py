@@ -226,6 +226,40 @@ def resolve_devices(mappings: Sequence[DeviceMapping]) -> list[tuple[DeviceNode,
     return found
 
 
+def device_node(path: str) -> DeviceNode:
+    """The device node at a path; links are followed.
+
+    Raises: SystemFailure.
+    """
+    try:
+        node = _node(path, os.stat(path), path)
+    except OSError as error:
+        raise SystemFailure(f"{path}: {(error.strerror or str(error)).lower()}") from error
+    if node is None:
+        raise SystemFailure(f"{path}: not a device node")
+    return node
+
+
+def read_cdi_files(directories: Sequence[str], max_bytes: int) -> list[tuple[str, str]]:
+    """The vendors' files, path and contents, in the order of their directories and names. What cannot be read is empty,
+    and will be named as such when a device is wanted out of it."""
+    found = []
+    for directory in directories:
+        try:
+            names = sorted(name for name in os.listdir(directory) if name.endswith((".json", ".yaml", ".yml")))
+        except OSError:
+            continue
+        for name in names:
+            path = os.path.join(directory, name)
+            try:
+                with open(path, encoding="utf-8", errors="replace") as file:
+                    text = file.read(max_bytes + 1)
+            except OSError:
+                text = ""
+            found.append((path, text if len(text) <= max_bytes else ""))
+    return found
+
+
 def device_numbers(host_config: HostConfig) -> dict[str, tuple[int, int]]:
     """Major and minor numbers of the devices that Blkio limits name.
 
