@@ -1,0 +1,1 @@
+"""Makes disk images for ARM boards: see ../README.md. Standard library only."""

@@ -1,0 +1,50 @@
+"""A few calls of the engine's API over its socket."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from typing import Any
+
+SOCKET = "/run/balena-engine.sock"
+
+
+class ApiError(Exception):
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"{status}: {message}")
+        self.status = status
+
+
+class _Connection(http.client.HTTPConnection):
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(SOCKET)
+
+
+def call(method: str, path: str, body: Any = None, timeout_s: float = 120.0) -> Any:
+    """One request; the JSON of its answer, None if it is empty, text if it is none.
+
+    Raises: ApiError, OSError.
+    """
+    connection = _Connection("localhost", timeout=timeout_s)
+    try:
+        data = None if body is None else json.dumps(body)
+        connection.request(method, path, data, {"Content-Type": "application/json"} if data else {})
+        response = connection.getresponse()
+        text = response.read().decode(errors="replace")
+    except http.client.HTTPException as error:
+        raise OSError(f"{path}: {error!r}") from error
+    finally:
+        connection.close()
+    if response.status >= 400:
+        try:
+            text = json.loads(text)["message"]
+        except (ValueError, KeyError, TypeError):
+            pass
+        raise ApiError(response.status, text)
+    try:
+        return json.loads(text) if text else None
+    except ValueError:
+        return text
