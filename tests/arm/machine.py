@@ -158,8 +158,9 @@ class Board:
             self._tunnel = None
 
     def request(
-        self, method: str, path: str, body: Any = None, *, headers: dict[str, str] | None = None, timeout_s: float = 300.0
-    ) -> tuple[int, bytes]:
+        self, method: str, path: str, body: Any = None, *, headers: dict[str, str] | None = None,
+        timeout_s: float = 300.0,
+    ) -> tuple[int, bytes]:  # fmt: skip
         connection = UnixHTTPConnection(str(self.socket), timeout_s)
         try:
             data = None if body is None else json.dumps(body).encode()

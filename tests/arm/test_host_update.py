@@ -27,6 +27,7 @@ from imagemaker.targets import GENERIC_ARM64_UEFI, RPI_ARM64, Target  # isort: s
 
 EPOCH = 1_795_000_000
 SLOT_BYTES = 4 << 20
+ONE = {"bytes": 1, "sha256": "0" * 64}  # what a manifest says of a file
 LINE = "balenapy.slot={slot} panic=10"
 
 
@@ -192,7 +193,7 @@ def test_a_flipped_bit_is_found_and_the_running_slot_stays(board: hostupdate.Boa
     [
         ({"target": "rpi-arm64"}, "is for rpi-arm64, this device is generic-arm64-uefi"),
         ({"format": 2}, "of a format that this device does not know"),
-        ({"files": {"boot/../x": {"bytes": 1, "sha256": "0" * 64}, "root.squashfs": {"bytes": 1, "sha256": "0" * 64}}}, "names"),
+        ({"files": {"boot/../x": ONE, "root.squashfs": ONE}}, "names 'boot/../x'"),
         ({"root": {"bytes": -1, "sha256": "0" * 64}}, "not complete"),
         ({"files": {}}, "not complete"),
         ({"command_line": "a\nb"}, "not complete"),
@@ -201,9 +202,8 @@ def test_a_flipped_bit_is_found_and_the_running_slot_stays(board: hostupdate.Boa
 def test_a_manifest_that_is_not_for_this_device_is_refused(
     board: hostupdate.Board, change: dict[str, Any], message: str
 ) -> None:
-    described = {"bytes": 1, "sha256": "0" * 64}
-    document = {"format": 1, "target": board.target, "release": "r2", "command_line": "x", "root": described,
-                "files": {"root.squashfs": described}}  # fmt: skip
+    document = {"format": 1, "target": board.target, "release": "r2", "command_line": "x", "root": ONE,
+                "files": {"root.squashfs": ONE}}  # fmt: skip
     assert hostupdate.check_manifest(document, board) == document
 
     with pytest.raises(hostupdate.UpdateError, match=message):
@@ -398,7 +398,7 @@ def test_a_network_that_breaks_off_costs_ranges_only(
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_server_that_is_gone_is_told(board: hostupdate.Board, tmp_path: Path, flaky: tuple[type[_Flaky], str]) -> None:
+def test_a_server_that_is_gone_is_told(board: hostupdate.Board, flaky: tuple[type[_Flaky], str]) -> None:
     _, url = flaky
 
     with pytest.raises(hostupdate.UpdateError, match="HTTP 404"):
