@@ -24,6 +24,10 @@ class ClientError(Exception):
     exit_code = 0  # of the process; 0: the usual one
 
 
+class NoEngine(ClientError):
+    """Nobody answers at that socket."""
+
+
 class EngineAnswer(ClientError):
     """The engine answered with an error status."""
 
@@ -113,7 +117,7 @@ class Client:
                     return self._secure(plain, name)
                 return plain
         except (OSError, ValueError) as error:
-            raise ClientError(
+            raise NoEngine(
                 f"Cannot connect to the engine at {self.host}: {error}. Is balenapyd running?"
             ) from error
         raise ClientError(f"unable to parse host {self.host!r}: unix://PATH or tcp://HOST:PORT")

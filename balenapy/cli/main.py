@@ -37,7 +37,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    from balenapy.cli import containers, images, system
+    from balenapy.cli import containers, firewall, images, system
 
     parser = _Parser(
         prog="balenapy",
@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-H", "--host", default=None, help="unix://PATH or tcp://HOST:PORT")
     parser.add_argument("-v", "--version", action="version", version=f"balenapy version {ENGINE_VERSION}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
-    for part in (containers, images, system):
+    for part in (containers, images, firewall, system):
         part.add_verbs(verbs)
     return parser
 

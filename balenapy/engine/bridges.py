@@ -26,17 +26,21 @@ log = logging.getLogger(__name__)
 class Bridge(Segment):
     """One bridge of ours: its interface, its endpoints, its table."""
 
-    def __init__(self, network: Network, *, use_firewall: bool) -> None:
+    def __init__(self, network: Network, *, use_firewall: bool, cleared: bool = False) -> None:
         super().__init__(network)
         self.name = network.bridge
         self.options: BridgeOptions = network.bridge_options
         self.prefix = self.options.prefix
         self.publishes = not network.internal
         self._use_firewall = use_firewall
-        self._cleared = False  # somebody wants no rules of ours
+        self._cleared = cleared  # somebody wants no rules of ours
         self._leaving: dict[Address, str] = {}
         self._applied = ""
         self._lock = trio.Lock()
+
+    @property
+    def table(self) -> str:
+        return netplan.table_name(self.name)
 
     @property
     def interfaces(self) -> list[Interface]:
@@ -119,6 +123,20 @@ class Bridge(Segment):
             internal=self.network.internal,
             forwards=tuple(forward for endpoint in self.endpoints.values() for forward in endpoint.forwards),
         )
+
+    async def clear_rules(self) -> None:
+        """Take the table away until `restore_rules` or the next daemon."""
+        self._cleared = True
+        async with self._lock:
+            self._applied = ""
+            if self._use_firewall:
+                await firewall.apply(netplan.removal(self.name, ipv6=bool(self.pools6)))
+
+    async def restore_rules(self) -> None:
+        """Write the table whatever we think it is: somebody changed it."""
+        self._cleared = False
+        self._applied = ""
+        await self.refresh()
 
     async def refresh(self) -> None:
         """Bring the table into the state that the endpoints want; nothing is run when it is so already.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import time
@@ -58,6 +59,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_BRIDGE = "balena0"
 LOCAL_SCOPE = "local"
+MEND_PAUSE_S = 0.2
 
 
 class Networks:
@@ -66,6 +68,7 @@ class Networks:
         self._store = NetworkStore(engine.db)
         self._segments: dict[str, Segment] = {}  # by network id
         self._sandboxes = Sandboxes(engine, self)
+        self._firewall_cleared = False  # on request
 
     # -- start of the daemon --
 
@@ -97,6 +100,7 @@ class Networks:
         await self._sandboxes.serve_names()
         if self._engine.config.iptables:
             self._engine.nursery.start_soon(self._warn_of_foreign_drops)
+            self._engine.nursery.start_soon(self._keep_firewall)
 
     async def _warn_of_foreign_drops(self) -> None:
         try:
@@ -109,6 +113,54 @@ class Networks:
                 "another firewall drops what is forwarded by default: it must allow our bridges tables=%s",
                 ",".join(tables),
             )
+
+    # -- firewall --
+
+    async def _keep_firewall(self) -> None:
+        """Write tables again that somebody flushed, for as long as we run."""
+        try:
+            watch = firewall.TableWatch()
+        except SystemFailure as error:
+            log.warning("rules that others flush are not written again error=%s", error.message)
+            return
+        with contextlib.closing(watch):
+            while True:
+                damaged = await watch.wait()
+                if self._firewall_cleared:
+                    continue
+                for bridge in self._bridges():
+                    if damaged is None or bridge.table in damaged:
+                        await self._mend(bridge, told=damaged is not None)
+                await trio.sleep(MEND_PAUSE_S)  # against somebody who flushes without end
+
+    async def _mend(self, bridge: Bridge, *, told: bool) -> None:
+        if told:
+            log.warning("somebody flushed firewall rules of ours: written again bridge=%s", bridge.name)
+        try:
+            await bridge.restore_rules()
+        except SystemFailure as error:
+            log.error("firewall rules cannot be written bridge=%s error=%s", bridge.name, error.message)
+
+    def _bridges(self) -> list[Bridge]:
+        return [segment for segment in self._segments.values() if isinstance(segment, Bridge)]
+
+    async def clear_firewall(self) -> list[str]:
+        """Take every rule of ours away, until `restore_firewall` or the next daemon; the names of the tables.
+
+        Raises: SystemFailure.
+        """
+        self._firewall_cleared = True
+        log.warning("firewall rules are taken away on request: published ports do not answer")
+        for bridge in self._bridges():
+            await bridge.clear_rules()
+        return [bridge.table for bridge in self._bridges()]
+
+    async def restore_firewall(self) -> list[str]:
+        """Write every rule of ours anew; the names of the tables. Raises: SystemFailure."""
+        self._firewall_cleared = False
+        for bridge in self._bridges():
+            await bridge.restore_rules()
+        return [bridge.table for bridge in self._bridges()]
 
     async def _restore_builtin(self) -> None:
         known = {network.name: network for network in self._store.all() if network.name in BUILTIN}
@@ -183,7 +235,7 @@ class Networks:
     def _make_segment(self, network: Network) -> Segment:
         if network.driver in SHARED_LINK:
             return SharedLink(network)
-        return Bridge(network, use_firewall=self._engine.config.iptables)
+        return Bridge(network, use_firewall=self._engine.config.iptables, cleared=self._firewall_cleared)
 
     def _pools(self) -> Iterable[Subnet]:
         return ipam.expand_pools(self._engine.config.default_address_pools or ipam.DEFAULT_POOLS)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from balenapy.errors import SystemFailure
+from balenapy.linux.netlink import HEADER, NETFILTER, attributes, messages
 
-_NETLINK_NETFILTER = 12
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 1, 4, 0x300
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _CT_NEW, _CT_GET, _CT_DELETE = 0x100, 0x101, 0x102  # subsystem 1 << 8 | message
@@ -25,8 +25,6 @@ _CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY = 1, 2
 _CTA_TUPLE_IP, _CTA_TUPLE_PROTO = 1, 2
 _CTA_IP_V4_SRC, _CTA_IP_V4_DST = 1, 2
 _CTA_PROTO_NUM, _CTA_PROTO_DST_PORT = 1, 3
-_TYPE_MASK = 0x3FFF  # without the bits for nested and byte order
-_HEADER = struct.Struct("=IHHII")
 _GENERIC = struct.pack("=BBH", socket.AF_INET, 0, 0)
 _RECEIVE_BYTES = 1 << 16
 _TIMEOUT_S = 5
@@ -61,7 +59,7 @@ def forget_udp_to_container(container: IPv4Address) -> int:
 
 def _forget(is_stale: Callable[[Flow], bool]) -> int:
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as netlink:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETFILTER) as netlink:
             netlink.bind((0, 0))
             netlink.settimeout(_TIMEOUT_S)
             stale = [flow for flow in _dump(netlink) if flow.protocol == socket.IPPROTO_UDP and is_stale(flow)]
@@ -75,7 +73,7 @@ def _forget(is_stale: Callable[[Flow], bool]) -> int:
 def _dump(netlink: socket.socket) -> Iterator[Flow]:
     _send(netlink, _CT_GET, _NLM_F_DUMP, b"")
     while True:
-        for kind, payload in _messages(netlink.recv(_RECEIVE_BYTES)):
+        for kind, payload in messages(netlink.recv(_RECEIVE_BYTES)):
             if kind == _NLMSG_DONE:
                 return
             _check(kind, payload)
@@ -85,7 +83,7 @@ def _dump(netlink: socket.socket) -> Iterator[Flow]:
 
 def _delete(netlink: socket.socket, flow: Flow) -> None:
     _send(netlink, _CT_DELETE, _NLM_F_ACK, flow.tuple_attribute)
-    for kind, payload in _messages(netlink.recv(_RECEIVE_BYTES)):
+    for kind, payload in messages(netlink.recv(_RECEIVE_BYTES)):
         try:
             _check(kind, payload)
         except FileNotFoundError:
@@ -94,7 +92,7 @@ def _delete(netlink: socket.socket, flow: Flow) -> None:
 
 def _send(netlink: socket.socket, kind: int, flags: int, attributes: bytes) -> None:
     body = _GENERIC + attributes
-    netlink.send(_HEADER.pack(_HEADER.size + len(body), kind, _NLM_F_REQUEST | flags, 1, 0) + body)
+    netlink.send(HEADER.pack(HEADER.size + len(body), kind, _NLM_F_REQUEST | flags, 1, 0) + body)
 
 
 def _check(kind: int, payload: bytes) -> None:
@@ -104,30 +102,9 @@ def _check(kind: int, payload: bytes) -> None:
             raise OSError(-code, os.strerror(-code))
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    position = 0
-    while position + _HEADER.size <= len(data):
-        length, kind, _, _, _ = _HEADER.unpack_from(data, position)
-        if length < _HEADER.size:
-            return
-        yield kind, data[position + _HEADER.size : position + length]
-        position += (length + 3) & ~3
-
-
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-    """(type, value, the attribute as it stands)"""
-    position = 0
-    while position + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, position)
-        if length < 4:
-            return
-        yield kind & _TYPE_MASK, data[position + 4 : position + length], data[position : position + (length + 3 & ~3)]
-        position += (length + 3) & ~3
-
-
 def parse_flow(data: bytes) -> Flow | None:
     """One entry of the table; None when it lacks what we look for."""
-    top = {kind: (value, whole) for kind, value, whole in _attributes(data)}
+    top = {kind: (value, whole) for kind, value, whole in attributes(data)}
     if _CTA_TUPLE_ORIG not in top or _CTA_TUPLE_REPLY not in top:
         return None
     sent, reply = (_parse_tuple(top[kind][0]) for kind in (_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY))
@@ -139,7 +116,7 @@ def parse_flow(data: bytes) -> Flow | None:
 
 def _parse_tuple(data: bytes) -> tuple[int, int, IPv4Address, IPv4Address] | None:
     """(protocol, destination port, source, destination)"""
-    parts = {kind: {inner: value for inner, value, _ in _attributes(nested)} for kind, nested, _ in _attributes(data)}
+    parts = {kind: {inner: value for inner, value, _ in attributes(nested)} for kind, nested, _ in attributes(data)}
     try:
         addresses, protocol = parts[_CTA_TUPLE_IP], parts[_CTA_TUPLE_PROTO]
         return (

@@ -80,14 +80,14 @@ def call_inside(path: Path, fn: Callable[[], T]) -> T:
         os.close(fd)
 
 
-def open_socket(path: Path, family: int, kind: int, address: tuple[str, int]) -> socket.socket:
+def open_socket(path: Path, family: int, kind: int, address: tuple[str, int], protocol: int = 0) -> socket.socket:
     """A bound socket that lives in the namespace at `path`; usable from any thread afterwards.
 
     Raises: SystemFailure, OSError of bind.
     """
 
     def make() -> socket.socket:
-        opened = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+        opened = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
         try:
             if kind == socket.SOCK_STREAM and address[1]:
                 # Connections of a listener that was there before may linger for a minute.

@@ -132,6 +132,7 @@ class Rig:
 
 
 def _let_go(networks: Networks) -> None:
+    networks._segments.clear()  # a dead daemon writes no rules again
     # The kernel closes the sockets of a killed process.
     ports = networks._sandboxes._ports
     for container_id in list(ports._held):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import subprocess
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -15,18 +13,18 @@ import pytest
 import trio
 
 from balenapy.core.container import IPAMConfig
-from balenapy.core.netplan import Setting, table_name
+from balenapy.core.netplan import table_name
 from balenapy.core.network import IPAM, IPAMConfigEntry, Network, NetworkCreate
 from balenapy.errors import EngineError, SystemFailure
-from balenapy.linux import netns
 from tests.engine.network_rig import Rig, answering, ask, network_rig
 from tests.engine.test_nameservers import resolve
 from tests.engine.test_networks import free_port, read, run_in
+from tests.other_machine import IPV6, other_machine
 from tests.trio_tests import trio_test
 
 pytestmark = [
     pytest.mark.root,
-    pytest.mark.skipif(not Path("/proc/sys/net/ipv6").exists(), reason="the kernel has no IPv6"),
+    pytest.mark.skipif(not IPV6.exists(), reason="the kernel has no IPv6"),
 ]
 
 
@@ -50,28 +48,6 @@ async def six(
 
 async def in_thread(call: Callable[[], str]) -> str:
     return await trio.to_thread.run_sync(call)
-
-
-@contextlib.contextmanager
-def another_machine(rig: Rig, tmp_path: Path) -> Iterator[tuple[str, str, str]]:
-    """A namespace behind a veth: its path, its address, and the host's address on that link."""
-    path, number = tmp_path / "machine", rig.third_byte
-    ours, theirs = f"fd43:{number}::1", f"fd43:{number}::2"
-    steps = [
-        f"link add name out0 type veth peer name bptm{number} netns {netns.home_handle()}\n",
-        *(Setting(f"ipv6/conf/{name}/disable_ipv6", "0") for name in ("lo", "out0")),
-        f"address add {theirs}/64 nodad dev out0\nlink set dev out0 up\nroute add default via {ours}\n",
-    ]
-    thread = threading.Thread(target=netns.create, args=(path, steps))
-    thread.start()
-    thread.join()
-    try:
-        subprocess.run(["ip", "address", "add", f"{ours}/64", "dev", f"bptm{number}", "nodad"], check=True)
-        subprocess.run(["ip", "link", "set", "dev", f"bptm{number}", "up"], check=True)
-        yield str(path), theirs, ours
-    finally:
-        subprocess.run(["ip", "link", "delete", "dev", f"bptm{number}"], check=False)
-        netns.remove(path)
 
 
 @trio_test
@@ -112,26 +88,26 @@ async def test_a_published_port_answers_by_ipv6_and_unpublished_ones_do_not(tmp_
         gateway = container.endpoints["six"].ipv6_gateway
         ports = container.sandbox.ports["80/tcp"] or []
         with (
-            another_machine(rig, tmp_path) as (machine, theirs, host),
+            other_machine(tmp_path, rig.third_byte) as machine,
             answering(path, 80, address="::"),
             answering(path, 81, address="::"),
-            answering(machine, 90, address="::"),
+            answering(machine.path, 90, address="::"),
         ):
             by_ipv4 = ask("127.0.0.1", port)
             by_loopback, by_gateway = ask("::1", port), ask(gateway, port)
-            remote = await in_thread(partial(ask, host, port, inside=machine))
-            direct = await in_thread(partial(ask, address, 81, inside=machine, timeout_s=0.5))
+            remote = await in_thread(partial(ask, machine.host6, port, inside=machine.path))
+            direct = await in_thread(partial(ask, address, 81, inside=machine.path, timeout_s=0.5))
             hairpin = await in_thread(partial(ask, gateway, port, inside=path))
             neighbour = await in_thread(partial(ask, gateway, port, inside=client_path))
-            outward = await in_thread(partial(ask, theirs, 90, inside=path))
+            outward = await in_thread(partial(ask, machine.address6, 90, inside=path))
 
         assert [(one.host_ip, one.host_port) for one in ports] == [("0.0.0.0", str(port)), ("::", str(port))]
         assert by_ipv4 == "::ffff:" + container.endpoints["six"].gateway
         assert (by_loopback, by_gateway) == ("ConnectionRefusedError", gateway)
-        assert remote == theirs  # the container sees who asks
+        assert remote == machine.address6  # the container sees who asks
         assert direct == "TimeoutError"
         assert (hairpin, neighbour) == (gateway, gateway)
-        assert outward == host  # hidden behind the host
+        assert outward == machine.host6  # hidden behind the host
 
 
 @trio_test

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import socket
 import subprocess
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +17,8 @@ from balenapy.core.filters import parse_filters
 from balenapy.core.network import IPAM, IPAMConfigEntry, NetworkCreate
 from balenapy.errors import Conflict, Forbidden, InvalidParameter, NotFound, SystemFailure
 from balenapy.linux import firewall, links, netns
-from tests.engine.network_rig import Rig, answering, ask, network_rig
+from tests.engine.network_rig import answering, ask, network_rig
+from tests.other_machine import other_machine
 from tests.trio_tests import trio_test
 
 pytestmark = [pytest.mark.root]
@@ -72,32 +70,6 @@ def default_gateway(path: str) -> str:
     return found[1] if found else ""
 
 
-@contextlib.contextmanager
-def another_machine(rig: Rig, tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """A namespace behind a veth: its path, and the host's address on that link."""
-    path = tmp_path / "machine"
-    number = rig.third_byte
-    ours, theirs = f"10.214.{number}.1", f"10.214.{number}.2"
-
-    def build() -> None:
-        batch = (
-            f"link add name out0 type veth peer name bptm{number} netns {netns.home_handle()}\n"
-            f"address add {theirs}/24 dev out0\nlink set dev out0 up\nroute add default via {ours}\n"
-        )
-        netns.create(path, [batch])
-
-    thread = threading.Thread(target=build)
-    thread.start()
-    thread.join()
-    try:
-        subprocess.run(["ip", "address", "add", f"{ours}/24", "dev", f"bptm{number}"], check=True)
-        subprocess.run(["ip", "link", "set", "dev", f"bptm{number}", "up"], check=True)
-        yield str(path), ours
-    finally:
-        subprocess.run(["ip", "link", "delete", "dev", f"bptm{number}"], check=False)
-        netns.remove(path)
-
-
 # -- published ports --
 
 
@@ -127,12 +99,12 @@ async def test_a_published_port_answers_to_another_machine_and_unpublished_ones_
         container = rig.container(publish={"80/tcp": [("", str(port))]})
         path = await rig.start(container)
         address = container.endpoints["bridge"].ip_address
-        with another_machine(rig, tmp_path) as (machine, host), answering(path, 80), answering(path, 81):
-            published = await trio.to_thread.run_sync(lambda: ask(host, port, inside=machine))
-            direct = await trio.to_thread.run_sync(lambda: ask(address, 81, inside=machine, timeout_s=0.3))
-            outward = await trio.to_thread.run_sync(lambda: ask(f"10.214.{rig.third_byte}.2", 9, inside=path))
+        with other_machine(tmp_path, rig.third_byte) as machine, answering(path, 80), answering(path, 81):
+            published = await trio.to_thread.run_sync(lambda: ask(machine.host, port, inside=machine.path))
+            direct = await trio.to_thread.run_sync(lambda: ask(address, 81, inside=machine.path, timeout_s=0.3))
+            outward = await trio.to_thread.run_sync(lambda: ask(machine.address, 9, inside=path))
 
-        assert published == f"10.214.{rig.third_byte}.2"  # the container sees who asks
+        assert published == machine.address  # the container sees who asks
         assert direct == "TimeoutError"
         assert outward == "ConnectionRefusedError"  # there and back through the masquerade
 
@@ -143,10 +115,10 @@ async def test_a_port_on_one_address_answers_on_no_other(tmp_path: Path) -> None
         port = free_port()
         container = rig.container(publish={"80/tcp": [("127.0.0.1", str(port))]})
         path = await rig.start(container)
-        with another_machine(rig, tmp_path) as (machine, host), answering(path, 80):
+        with other_machine(tmp_path, rig.third_byte) as machine, answering(path, 80):
             local = ask("127.0.0.1", port)
             other = ask(rig.gateway, port)
-            remote = await trio.to_thread.run_sync(lambda: ask(host, port, inside=machine))
+            remote = await trio.to_thread.run_sync(lambda: ask(machine.host, port, inside=machine.path))
 
         assert (local, other, remote) == (rig.gateway, "ConnectionRefusedError", "ConnectionRefusedError")
 
@@ -601,9 +573,9 @@ async def test_an_internal_network_reaches_nothing_outside(tmp_path: Path) -> No
         await rig.networks.create(NetworkCreate(name="inner", internal=True, ipam=config))
         one, two = rig.container(network_mode="inner"), rig.container(network_mode="inner")
         path, other_path = await rig.start(one), await rig.start(two)
-        with answering(other_path, 80), another_machine(rig, tmp_path) as (_, host):
+        with answering(other_path, 80), other_machine(tmp_path, rig.third_byte) as machine:
             inside = await trio.to_thread.run_sync(lambda: ask(f"{subnet}.3", 80, inside=path))
-            outside = await trio.to_thread.run_sync(lambda: ask(host, 9, inside=path, timeout_s=0.3))
+            outside = await trio.to_thread.run_sync(lambda: ask(machine.host, 9, inside=path, timeout_s=0.3))
 
         assert inside == f"{subnet}.2"
         assert outside == "OSError"  # network is unreachable

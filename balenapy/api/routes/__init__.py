@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 # `absent` comes last: it answers for every route of the API that nobody registered before it.
 RESOURCES = (
-    "system", "images", "build", "fsck", "distribution", "containers", "archive", "process", "networks", "volumes",
-    "absent",
+    "system", "images", "build", "fsck", "distribution", "containers", "archive", "process", "networks", "firewall",
+    "volumes", "absent",
 )  # fmt: skip
 
 
