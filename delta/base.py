@@ -36,6 +36,9 @@ class Base(Protocol):
 class Tar(Protocol):
     """One uncompressed layer tar, and where its members lie."""
 
+    @property
+    def total(self) -> int: ...
+
     def __len__(self) -> int: ...
 
     def member(self, ordinal: int) -> Member: ...
@@ -51,7 +54,7 @@ class LayerTar:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self.total = os.fstat(fd).st_size
+        self.total: int = os.fstat(fd).st_size
         # Three numbers a member: 24 bytes instead of some 200 as objects.
         self._places = array("q")
         for member in scan(self._read_at_buffered(), self.total):

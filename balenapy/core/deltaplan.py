@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from balenapy.core.digest import Digest
-from balenapy.core.manifest import Artifact, Descriptor, ImageConfig, Index, Manifest, parse_image_config
+from balenapy.core.manifest import Artifact, Descriptor, Index, Manifest
 from balenapy.core.reference import parse_reference
-from balenapy.errors import EngineError, InvalidParameter, SystemFailure
+from balenapy.errors import EngineError, InvalidParameter
 
 AUTO, REQUIRE, OFF = MODES = ("auto", "require", "off")
 CODECS = ("bsdiff", "zstd", "librsync")
@@ -44,10 +44,6 @@ TAR_DIFF_TARGET = "io.github.containers.delta.target"
 TAR_DIFF_FROM = "io.github.containers.delta.from"
 TAR_DIFF_TO = "io.github.containers.delta.to"
 DELTA_INDEX_TAG = "_deltaindex"
-
-# Labels of a balena delta image's config.
-BALENA_BASE_LABEL = "io.resin.delta.base"
-BALENA_CONFIG_LABEL = "io.resin.delta.config"
 
 ENTRIES_MAX = 16  # manifests fetched of one list of deltas
 
@@ -295,43 +291,3 @@ def event_attributes(came: Sequence[tuple[Way, int]]) -> dict[str, str]:
     saved = sum(size for way, size in came if way.format != LIBRSYNC) - fetched
     # The blobs of a delta image are the deltas: nobody knows what the layers would have taken.
     return found if any(way.format == LIBRSYNC for way, _ in came) else {**found, "delta.saved": str(saved)}
-
-
-# --- balena's delta images
-
-
-@dataclass(frozen=True, slots=True)
-class DeltaImage:
-    """An image whose layers are librsync deltas from the whole of another image, lowest layer first."""
-
-    target: ImageConfig
-    base: str  # image_id; "": its layers are plain, only the config is another
-
-    def ways(self, manifest: Manifest, base: Base | None, missing: Sequence[int]) -> DeltaPlan:
-        """All missing layers as deltas: there is no other way."""
-        size_bytes = sum(manifest.layers[position].size_bytes for position in missing)
-        if base is None:
-            return DeltaPlan({}, size_bytes, size_bytes)
-        ways = {
-            position: Way(LIBRSYNC, base.image_id, base.chain_id, manifest.layers[position]) for position in missing
-        }
-        return DeltaPlan(ways, size_bytes)
-
-
-def delta_image(config: ImageConfig) -> DeltaImage | None:
-    """What a config says of the image that its layers are deltas of; None for an ordinary image.
-
-    Raises: SystemFailure, InvalidDocument.
-    Source: balena-engine distribution/pull_v2.go pullSchema2 (H).
-    """
-    labels = config.config.get("Labels") or {}
-    base, target = labels.get(BALENA_BASE_LABEL, ""), labels.get(BALENA_CONFIG_LABEL, "")
-    if not base and not target:
-        return None
-    if base:
-        try:
-            Digest.parse(base)
-        except EngineError as error:
-            raise SystemFailure(f'parsing base image "{base}": {error.message}') from error
-    # The label's text is the config: its digest is the target's ID.
-    return DeltaImage(parse_image_config(target.encode()) if target else config, base)

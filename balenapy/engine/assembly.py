@@ -74,6 +74,7 @@ class Assembly:
         self._workers = workers or engine.workers
         self._snapshots = engine.snapshots
         self._stack = AsyncExitStack()
+        self._directories: list[Path] = []  # in which something is being made
         self._unpacked: list[Unpacked] = []  # whose directories are ours
         self._sources: dict[Digest, Path] = {}  # diff_id -> a directory that holds the layer
         self.layers: dict[str, Unpacked] = {}  # chain_id -> what was committed
@@ -85,8 +86,8 @@ class Assembly:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for unpacked in self._unpacked:
-            await self._snapshots.discard(unpacked.path)
+        for path in (*self._directories, *(unpacked.path for unpacked in self._unpacked)):
+            await self._snapshots.discard(path)
         await self._stack.aclose()
 
     # --- layers
@@ -100,17 +101,29 @@ class Assembly:
         path = await self._snapshots.new_directory()
         try:
             report = await self._workers.run("unpack", {"directory": str(path)}, feed=feed)
-            unpacked = Unpacked(
-                path,
-                Digest.parse(report["diff_id"]),
-                Digest.parse(report["digest"]),
-                int(report["size"]),
-                int(report["size_bytes"]),
-                int(report["disk_bytes"]),
-            )
         except BaseException:
             await self._snapshots.discard(path)
             raise
+        return self.take(path, report)
+
+    async def new_directory(self) -> Path:
+        """A directory that a worker makes a layer in; ours from now on, `take` tells what it has become."""
+        path = await self._snapshots.new_directory()
+        self._directories.append(path)
+        return path
+
+    def take(self, path: Path, report: Mapping[str, Any]) -> Unpacked:
+        """Have what a worker made of one of our directories."""
+        unpacked = Unpacked(
+            path,
+            Digest.parse(report["diff_id"]),
+            Digest.parse(report.get("digest", report["diff_id"])),
+            int(report.get("size", 0)),
+            int(report["size_bytes"]),
+            int(report["disk_bytes"]),
+        )
+        if path in self._directories:
+            self._directories.remove(path)
         self._unpacked.append(unpacked)
         self._sources.setdefault(unpacked.diff_id, path)
         return unpacked
@@ -189,6 +202,14 @@ class Assembly:
         diff_id = Digest.parse(layer.diff_id)
         self._sources.setdefault(diff_id, layer.path)
         return diff_id
+
+    async def keep(self, chain_id: str) -> None:
+        """Keep a stack that is there as long as we are at work. Raises: SystemFailure, when it is not."""
+        await self._stack.enter_async_context(self._snapshots.pinned(chain_id))
+
+    def source(self, diff_id: Digest) -> Path:
+        """A directory that holds a layer which came or is known."""
+        return self._sources[diff_id]
 
     # --- images
 

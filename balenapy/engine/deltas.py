@@ -24,7 +24,8 @@ import trio
 
 from balenapy.core import deltaplan
 from balenapy.core.container import Status
-from balenapy.core.deltaplan import Base, DeltaImage, DeltaPlan, DeltaRequest, Offers, Way
+from balenapy.core.deltaimage import DeltaImage
+from balenapy.core.deltaplan import Base, DeltaPlan, DeltaRequest, Offers, Way
 from balenapy.core.digest import Digest
 from balenapy.core.manifest import (
     DOCUMENT_MAX_BYTES,

@@ -20,6 +20,7 @@ from balenapy.core.digest import Digest
 from balenapy.core.imagearchive import ArchivedImage, Contents, InvalidArchive
 from balenapy.core.tarstream import LINK, REGULAR, SYMLINK, Entry, NeedData, TarReader
 from balenapy.engine.assembly import CHUNK_BYTES, Assembly, NewImage, Unpacked
+from balenapy.engine.deltaimage import apply_loaded
 from balenapy.engine.pull import one_error, require_room
 from balenapy.errors import InvalidParameter
 
@@ -47,8 +48,13 @@ async def load(engine: Engine, body: AsyncIterator[bytes], *, quiet: bool, write
         read = await open_plain(engine, nursery, body)
         async with Assembly(engine) as work:
             loading = _Loading(engine, work, _Archive(read), None if quiet else write)
-            images = await loading.run()
-            lines = [line for image in images for line in _lines_of(engine, image)]
+            came = await loading.run()
+            images = [await apply_loaded(engine, work, image) for image in came]
+            lines = []
+            for delta, image in zip(came, images, strict=True):
+                if image is not delta and engine.images.store.find(str(image.config.image_id)) is not None:
+                    lines.append(progress.stream("Target image already exists locally, no need to load it.\n"))
+                lines += _lines_of(engine, image)
             await work.commit([NewImage(image.config, image.tags, image.parent) for image in images])
         for image in images:
             engine.images.publish(engine.images.get(image_id := str(image.config.image_id)), "load", image_id)

@@ -29,7 +29,8 @@ import trio
 
 from balenapy.config import Reserve
 from balenapy.core import deltaplan, progress
-from balenapy.core.deltaplan import DeltaImage, DeltaPlan, DeltaRequest, Way, delta_image
+from balenapy.core.deltaimage import DeltaImage, delta_image
+from balenapy.core.deltaplan import DeltaPlan, DeltaRequest, Way
 from balenapy.core.digest import Digest
 from balenapy.core.manifest import (
     GZIP_LAYERS,

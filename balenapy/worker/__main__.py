@@ -18,6 +18,7 @@ VERBS = {
     "context": "balenapy.worker.context",
     "copy": "balenapy.worker.copy",
     "inflate": "balenapy.worker.inflate",
+    "makedelta": "balenapy.worker.makedelta",
     "mend": "balenapy.worker.mend",
     "pack": "balenapy.worker.pack",
     "patch": "balenapy.worker.patch",

@@ -2,7 +2,7 @@
 
 Arguments:
     directory  the snapshot directory to be
-    delta      the delta's file, complete; its `digest` is checked before anything of it is used
+    delta      the delta's file, complete; its `digest`, if given, is checked before anything of it is used
     format     native, tar-diff, librsync (the stored layer of a delta image: a tar whose first entry is the delta),
                librsync-file (the delta alone), or copy (no delta: the only base layer's own tar)
     base       [{"directory", "diff_id"}, …]: all layers of the base image, lowest first; the one layer for a copy
@@ -59,7 +59,7 @@ class Patching:
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         self._memory = int(arguments.get("memory") or native.DEFAULT_BUDGET_BYTES)
-        self._digest = str(arguments.get("digest"))
+        self._digest = str(arguments.get("digest") or "")
         self._diff_id = str(arguments.get("diff_id"))
         self._base = [(str(layer["directory"]), str(layer["diff_id"])) for layer in arguments.get("base") or ()]
         ways: dict[str, Callable[[], Pieces]] = {
@@ -92,7 +92,7 @@ class Patching:
         """The target's tar. Raises: DataLoss, when the delta is at fault or does not fit."""
         made = told = 0
         try:
-            if self._fd >= 0:
+            if self._fd >= 0 and self._digest:
                 self._check_digest()
             for piece in self._way():
                 yield bytes(piece)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import balenapy.config
-from balenapy.core import deltaplan
+from balenapy.core import deltaimage, deltaplan
 from balenapy.core.deltaplan import Base, DeltaRequest, Way, choose, entries_for, native_ways, parse_request
 from balenapy.core.digest import sha256_digest
 from balenapy.core.manifest import Artifact, Descriptor, Index, Manifest, parse_image_config
@@ -188,4 +188,4 @@ def test_a_plan_says_why_it_has_no_delta() -> None:
 def test_a_base_that_is_no_digest_is_refused() -> None:
     config = parse_image_config(b'{"config":{"Labels":{"io.resin.delta.base":"x"}},"rootfs":{"type":"layers"}}')
     with pytest.raises(SystemFailure, match=r'^parsing base image "x": '):
-        deltaplan.delta_image(config)
+        deltaimage.delta_image(config)

@@ -66,7 +66,6 @@ POST   /images/prune
 GET    /images/<path:name>/get
 GET    /images/get
 POST   /images/load
-POST   /images/delta
 POST   /build
 GET    /distribution/<path:name>/json
 GET    /networks

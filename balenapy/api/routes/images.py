@@ -12,6 +12,8 @@ from balenapy.core.deltaplan import parse_request
 from balenapy.core.filters import Filters, parse_filters
 from balenapy.core.manifest import Platform, parse_platform
 from balenapy.core.reference import parse_pull_reference, parse_reference
+from balenapy.engine.deltaimage import DeltaOrder
+from balenapy.engine.deltaimage import create as create_delta
 from balenapy.engine.images import LIST_FILTERS, PRUNE_FILTERS
 from balenapy.engine.imports import check_import, import_image
 from balenapy.engine.load import load
@@ -148,6 +150,18 @@ def register(app: App, engine: Engine) -> None:
 
         return stream_response(produce, "application/json")
 
+    async def make_delta(request: Request) -> StreamResponse:
+        args = request.args
+        order = DeltaOrder(engine, args.get("src", ""), args.get("dest", ""), args.get("t", ""))
+
+        async def produce(write: BodyWriter) -> None:
+            try:
+                await create_delta(engine, order, write)
+            except EngineError as error:
+                await write(progress.error(error.message))
+
+        return stream_response(produce, "application/json")
+
     async def search_registry(request: Request) -> Response:
         limit = query.integer(request.args, "limit", DEFAULT_LIMIT)
         filters = parse_filters(request.args.get("filters", ""), SEARCH_FILTERS)
@@ -162,6 +176,7 @@ def register(app: App, engine: Engine) -> None:
     route(app, "POST", "/images/load", load_archive)
     route(app, "GET", "/images/<path:name>/get", save_one)
     route(app, "POST", "/images/create", create)
+    route(app, "POST", "/images/delta", make_delta)
     route(app, "POST", "/images/prune", prune)
     route(app, "GET", "/images/<path:name>/json", inspect)
     route(app, "GET", "/images/<path:name>/history", history)
