@@ -68,6 +68,8 @@ class Config:
     log_budget: int = 256 << 20
     log_flush_interval_s: float = 8.0
     log_flush_size: int = 256 << 10
+    memory_budget: int = 0
+    metrics_addr: str = ""
     labels: tuple[str, ...] = ()
     experimental: bool = False
     live_restore: bool = True
@@ -300,6 +302,17 @@ def _ipc_mode(value: object) -> str:
     return text
 
 
+def _metrics_address(value: object) -> str:
+    """`:9323`, `127.0.0.1:9323`, `[::1]:9323` or `unix:///run/x.sock`."""
+    text = _text(value)
+    if not text or re.fullmatch(r"unix:///.+", text):
+        return text
+    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]*):(\d{1,5})", text)
+    if match is None or not 0 < int(match[2]) < 65536:
+        raise ValueError(f"invalid address {text!r}: must be HOST:PORT or unix://PATH")
+    return text
+
+
 def _seconds(value: object) -> float:
     """`8`, `0.5`, `8s`."""
     number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float(_text(value).removesuffix("s"))
@@ -453,6 +466,10 @@ OPTIONS: tuple[Option, ...] = (
     Option("log-flush-interval", "log_flush_interval_s", _seconds,
            "seconds of log that a power cut may cost (default 8); more spares the flash", reloadable=True),
     Option("log-flush-size", "log_flush_size", _size, "bytes of a container's log that wait in memory at most (default 256k)", reloadable=True),
+    Option("memory-budget", "memory_budget", _size,
+           "memory that the engine with its workers may use; less lowers how much it does at once (default: a quarter)"),
+    Option("metrics-addr", "metrics_addr", _metrics_address,
+           "HOST:PORT or unix://PATH that serves /metrics and a read-only status page (default: none)"),
     Option("label", "labels", _list(_label), "KEY=VALUE label of this daemon", "labels", kind="group", reloadable=True),
     Option("experimental", "experimental", _boolean, "allow experimental features", kind="switch"),
     Option("live-restore", "live_restore", _boolean, "accepted: containers always outlive the daemon", kind="switch", reloadable=True, ignored=True),

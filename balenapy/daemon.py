@@ -4,7 +4,8 @@
       front nursery: one task a connection                     cancelled first, after a grace period
 
 Start order (ARCHITECTURE, journey e): lock the data root; database; records; containers and networks brought to what
-the rows say; serve; READY=1; then, in the background, what restart policies want and the emptying of the trash.
+the rows say, while pings are answered and requests wait; READY=1; then, in the background, what restart policies want
+and the emptying of the trash.
 """
 
 from __future__ import annotations
@@ -154,11 +155,14 @@ async def _main(config: Config) -> None:
         try:
             async with trio.open_nursery() as engine_nursery:
                 engine = _build(config, db, engine_nursery)
-                await _restore(engine)
                 app = create_app(engine)
+                app.ready = trio.Event()
                 engine_nursery.start_soon(_watchdog)
                 async with trio.open_nursery() as front:
                     await front.start(server.serve, app, listeners)
+                    await _restore(engine)
+                    app.ready.set()
+                    app.ready = None
                     gc.collect()
                     gc.freeze()
                     systemd.notify("READY=1")
@@ -215,7 +219,7 @@ def _build(config: Config, db: Database, nursery: trio.Nursery) -> Engine:
 
 
 async def _restore(engine: Engine) -> None:
-    """Bring the kernel's state and the rows together before anybody is served."""
+    """Bring the kernel's state and the rows together; meanwhile requests wait, but for the first questions."""
     await engine.runtimes.probe()
     engine.snapshots.recover()
     engine.images.recover()

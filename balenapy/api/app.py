@@ -46,6 +46,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 from urllib.parse import parse_qsl, quote
 
+import trio
 from quart.routing import QuartRule
 from quart_trio import QuartTrio
 from quart_trio.wrappers import TrioRequest
@@ -70,6 +71,7 @@ Handler: TypeAlias = Callable[..., Awaitable[Answer]]
 
 MAX_JSON_BYTES = 16 << 20  # ours; the engine we replace has no bound
 MAX_FORM_BYTES = 10 << 20  # net/http maxFormSize
+EARLY = frozenset(("/_ping", "/version"))  # answered while containers are still being restored
 VERSION_PREFIX = re.compile(r"/v([0-9.]+)(/.*)", re.DOTALL)
 
 
@@ -141,6 +143,7 @@ class App(QuartTrio):
                 "Access-Control-Allow-Methods": "HEAD, GET, POST, DELETE, PUT, OPTIONS",
             }
         self._headers = self._version_error_headers | {"Docker-Experimental": str(experimental).lower()}
+        self.ready: trio.Event | None = None  # until it is set, what is not EARLY waits
 
     async def answer(self, request: Request) -> tuple[Answer, Mapping[str, str]]:
         """Route one request; return the answer and the headers that go with every matched route."""
@@ -166,6 +169,8 @@ class App(QuartTrio):
         if refusal := _refuse_version(request.api_version, self._newest_version):
             return error_response(400, refusal, plain=request.wants_plain_errors), self._version_error_headers
         try:
+            if self.ready is not None and path not in EARLY:
+                await self.ready.wait()
             if request.mimetype == "application/x-www-form-urlencoded" and request.method in ("POST", "PUT"):
                 await _read_form(request)
             return await handler(request, **names), self._headers

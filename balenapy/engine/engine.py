@@ -7,12 +7,15 @@ order of construction does not matter.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import trio
 
+from balenapy.core.membudget import MemoryLimits, limits_for
 from balenapy.engine.keylock import KeyLock
+from balenapy.linux.hostfacts import memory_bytes
 
 if TYPE_CHECKING:
     from balenapy.config import Config
@@ -50,6 +53,8 @@ class Engine:
     nursery: trio.Nursery  # supervisors, collector, trash: what outlives a request
     locks: KeyLock = field(default_factory=KeyLock)  # "container/<id>", "chain/<chain_id>", "pull/<reference>"
 
+    limits: MemoryLimits = field(init=False)  # what follows from the memory budget
+
     # Set once by daemon.py, right after construction.
     events: EventBus = field(init=False)
     info: Info = field(init=False)
@@ -66,3 +71,6 @@ class Engine:
     containers: Containers = field(init=False)
     supervisors: Supervisors = field(init=False)
     execs: Execs = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.limits = limits_for(self.config.memory_budget, memory_bytes(), len(os.sched_getaffinity(0)))

@@ -33,7 +33,7 @@ from balenapy.config import parse_size
 from balenapy.core.logview import LogOptions, LogView
 from balenapy.core.stdcopy import Stream, frame
 from balenapy.errors import Conflict, DataLoss, EngineError, InvalidParameter, SystemFailure, Unsupported
-from balenapy.linux.conmon import SPOOL_MAX_BYTES, Bundle
+from balenapy.linux.conmon import Bundle
 from balenapy.linux.process import ProcessHandle
 from balenapy.stores.ringfile import (
     DEFAULT_SIZE_BYTES,
@@ -52,8 +52,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FLOOD_S = 0.02  # how soon a spool that was urgent is looked at again: conmon fills it at up to 100 MB/s
-STOP_BYTES = 8 << 20  # waiting: conmon is stopped, in blocking mode (it begins a new spool at 16 MiB)
-RESUME_BYTES = 1 << 20
+STOP_SHARE = 2  # half a spool waits: conmon is stopped, in blocking mode
+RESUME_SHARE = 16
 KEEP_BYTES = 4 << 20  # the least that non-blocking mode keeps: what may come between two looks
 BUFFER_BYTES = 1 << 20  # moby defaultBufferSize
 SINK_END_S = 5.0  # how long the end of a run waits for a driver that does not take its last lines
@@ -108,8 +108,17 @@ class _RunningLog:
     """The log of one run: a drain and who waits for it."""
 
     def __init__(
-        self, container: Container, drain: SpoolDrain | SinkDrain, conmon: ProcessHandle | None, *, blocking: bool
+        self,
+        container: Container,
+        drain: SpoolDrain | SinkDrain,
+        conmon: ProcessHandle | None,
+        spool_bytes: int,
     ) -> None:
+        """
+        Args:
+            conmon: is stopped when too much waits; None: it is not.
+            spool_bytes: at which conmon begins a new spool.
+        """
         self.container = container
         self.drain = drain
         self.lock = trio.Lock()
@@ -120,13 +129,14 @@ class _RunningLog:
         self.ended = False
         self.urgent = False
         self.since = inf  # trio time of the oldest output that is not durable
-        self._conmon = conmon if blocking else None
+        self._conmon = conmon
+        self._spool_bytes = spool_bytes
         self._stopped = False
 
     def look(self) -> int:
         """How much waits; conmon is stopped when that is too much, and goes on when it is little."""
         waiting = self.drain.look()
-        too_much = waiting > (RESUME_BYTES if self._stopped else STOP_BYTES)
+        too_much = waiting > self._spool_bytes // (RESUME_SHARE if self._stopped else STOP_SHARE)
         if self._conmon is not None and self._stopped is not too_much:
             self._stopped = too_much
             log.debug("conmon stopped=%s container=%s waiting=%d", self._stopped, self.container.short_id, waiting)
@@ -176,7 +186,7 @@ class Logs:
                 raise InvalidParameter(f"logger: no log driver named '{driver}' is registered")
         except EngineError as error:
             raise SystemFailure(f"failed to initialize logging driver: {error.message}") from error
-        return ["--log-path", "k8s-file:log", "--log-size-max", str(SPOOL_MAX_BYTES)]
+        return ["--log-path", "k8s-file:log", "--log-size-max", str(self._spool_bytes)]
 
     async def _open_sink(self, container: Container, bundle: Bundle) -> SinkDrain:
         from balenapy.engine import logsinks  # costs memory only where it is used
@@ -216,8 +226,9 @@ class Logs:
         else:
             return
         drain.look()  # conmon may replace the spool at any time from now on
-        blocking = options.get("mode") != "non-blocking"
-        running = self._running[container.id] = _RunningLog(container, drain, conmon, blocking=blocking)
+        if options.get("mode") == "non-blocking":
+            conmon = None
+        running = self._running[container.id] = _RunningLog(container, drain, conmon, self._spool_bytes)
         if not isinstance(drain, SpoolDrain):
             # A task of its own: who takes nothing holds nobody else up.
             self._engine.nursery.start_soon(self._serve_sink, running, name=f"log driver of {container.short_id}")
@@ -303,6 +314,10 @@ class Logs:
                 self._urgent.set()
 
     @property
+    def _spool_bytes(self) -> int:
+        return self._engine.limits.spool_bytes
+
+    @property
     def _interval_s(self) -> float:
         return self._engine.config.log_flush_interval_s
 
@@ -315,7 +330,6 @@ class Logs:
         since = trio.current_time()
         flooded = False
         if not running.ended:
-            # Not `>= SPOOL_MAX_BYTES`: who writes as fast as we read is looked at again soon.
             flooded = await self._drain(running) >= self._engine.config.log_flush_size
             running.urgent = flooded
         if due:
@@ -364,7 +378,7 @@ class Logs:
         taken = 0
         drain = running.drain
         async with running.lock:
-            while not running.ended and taken < SPOOL_MAX_BYTES:
+            while not running.ended and taken < self._spool_bytes:
                 if isinstance(drain, SpoolDrain):
                     count = await trio.to_thread.run_sync(drain.drain_some, limiter=self._engine.limiters.files)
                 else:

@@ -80,7 +80,7 @@ class Pulls:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._slots = trio.CapacityLimiter(max(1, engine.config.max_concurrent_downloads))
+        self._slots = trio.CapacityLimiter(max(1, min(engine.config.max_concurrent_downloads, engine.limits.downloads)))
         self.patching = trio.CapacityLimiter(1)
         self._transfers: dict[str, _Transfer] = {}  # by chain_id
         self._working: Counter[str] = Counter()  # leases of pulls that are under way
@@ -628,7 +628,7 @@ class _Pull:
     ) -> int:
         """All layers extracted, and the largest blobs staged that can be at once."""
         staged = sorted((blob.size_bytes - self._content.staged_bytes(blob.digest) for blob in blobs), reverse=True)
-        at_once = max(1, self._engine.config.max_concurrent_downloads)
+        at_once = max(1, min(self._engine.config.max_concurrent_downloads, self._engine.limits.downloads))
         return sum(extracted[layer.digest] for layer in missing) + sum(staged[:at_once])
 
     async def _extracted_bytes(self, layer: Descriptor) -> int | None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from balenapy.core import lifecycle
+from balenapy.core import lifecycle, staging
 from balenapy.core.container import Container, Status
 from balenapy.core.health import failed_probes
 from balenapy.core.ociconfig import cgroups_path
@@ -35,6 +35,7 @@ from balenapy.errors import Conflict, EngineError, InvalidParameter, NotModified
 from balenapy.linux import conmon, syscalls
 from balenapy.linux.cgroups import ContainerCgroup
 from balenapy.linux.conmon import Bundle, RuntimeRefused
+from balenapy.linux.hostfacts import read_pressure
 from balenapy.linux.process import ProcessHandle, child_pids, command_line
 from balenapy.linux.runtime import Runtime, familiar_message, start_failure
 from balenapy.linux.watch import DirectoryWatcher
@@ -51,7 +52,6 @@ FIRST_SIGNAL_LOST_S = 2  # moby daemon/stop.go
 KILL_DIRECTLY_S = 10  # moby daemon/kill.go
 UNDO_TIMEOUT_S = 30
 SHUTDOWN_GRACE_S = 10
-STARTS_AT_ONCE = 4  # at daemon start: each is mostly waiting for the runtime
 UNKNOWN_EXIT_CODE = 137  # conmon and container were killed together
 CANNOT_START_CODE = 128  # moby daemon/start.go
 
@@ -815,7 +815,7 @@ class Supervisors:
         log.info("ended while no engine ran container=%s exit_code=%d", container.short_id, state.exit_code)
 
     async def start_wanted(self) -> None:
-        """After the daemon's start: what restart policies want; and what was to be removed at its end goes."""
+        """After the daemon's start: what restart policies want, few at a time; what was to be removed then goes."""
         wanted = []
         for container in self._engine.containers.all():
             if container.state.running or lifecycle.being_removed(container.state):
@@ -824,13 +824,17 @@ class Supervisors:
                 await self._remove_after_exit(container)
             elif starts_with_daemon(container.host_config.restart_policy, container.state):
                 wanted.append(container)
-        limit = trio.CapacityLimiter(STARTS_AT_ONCE)
+        limit = trio.CapacityLimiter(self._engine.limits.starts)
         async with trio.open_nursery() as nursery:
             for container in wanted:
                 nursery.start_soon(self._start_wanted, container, limit)
 
     async def _start_wanted(self, container: Container, limit: trio.CapacityLimiter) -> None:
         async with limit:
+            waited_s = 0.0
+            while staging.must_wait(read_pressure(), limit.borrowed_tokens - 1, waited_s):
+                await trio.sleep(staging.WAIT_STEP_S)
+                waited_s += staging.WAIT_STEP_S
             manually_stopped = container.state.manually_stopped
             try:
                 await self.start(container)

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 import balenapy
+from balenapy.core.membudget import WORKERS_MAX
 from balenapy.errors import KINDS, SystemFailure
 from balenapy.linux.cgroups import Cgroups
 
@@ -41,9 +42,6 @@ Progress = Callable[[int], None]
 SORTS = ((False, False), (False, True), (True, False), (True, True))  # (is fed, is drained)
 PIPE_BYTES = 1 << 20
 PROGRESS = b"progress "  # begins the lines of a worker that tells how far it is
-MAX_AT_ONCE = 2  # of each sort: each takes a core and tens of megabytes
-MEMORY_SHARE = 4  # a worker may have a quarter of the machine's, within these bounds:
-MEMORY_MIN_BYTES, MEMORY_MAX_BYTES = 128 << 20, 512 << 20
 REPORT_MAX_BYTES = 16 << 20  # a report is a few hundred bytes; a list of changed paths may be long
 STDERR_MAX_BYTES = 16 << 10  # the last words of a worker that crashed
 REAP_TIMEOUT_S = 10  # a killed process may sit in one uninterruptible write; longer is worth a log line
@@ -59,11 +57,11 @@ class Workers:
     """
 
     def __init__(self, engine: Engine) -> None:
-        at_once = min(MAX_AT_ONCE, os.cpu_count() or 1)
+        at_once = engine.limits.workers
         self._places = {sort: trio.CapacityLimiter(at_once) for sort in SORTS}
         self._apart = trio.CapacityLimiter(1)
         self._python = python_command()
-        self._memory = MemoryBound.find(engine.config.cgroup_parent)
+        self._memory = MemoryBound.find(engine.config.cgroup_parent, engine.limits.worker_bytes)
 
     async def run(
         self,
@@ -158,12 +156,10 @@ class MemoryBound:
     _worked: bool | None = None  # whether a worker ever got its cgroup
 
     @classmethod
-    def find(cls, cgroup_parent: str) -> MemoryBound:
+    def find(cls, cgroup_parent: str, limit: int) -> MemoryBound:
         """Read what the machine has."""
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        limit = max(MEMORY_MIN_BYTES, min(MEMORY_MAX_BYTES, total // MEMORY_SHARE))
         hierarchy = Cgroups.read().controller_mount("memory")
-        names = list(range(len(SORTS) * MAX_AT_ONCE + 1))
+        names = list(range(len(SORTS) * WORKERS_MAX + 1))
         if hierarchy is None:
             return cls(limit, None, "", names)
         parent = hierarchy.mount / cgroup_parent.strip("/")

@@ -16,6 +16,7 @@ from pathlib import Path
 from balenapy.core.container import DeviceMapping, HostConfig
 from balenapy.core.creation import KernelSupport
 from balenapy.core.ociconfig import ALL_CAPABILITIES, RLIM_INFINITY, RLIMIT_NAMES, DeviceNode, HostFacts
+from balenapy.core.staging import Pressure, parse_pressure
 from balenapy.errors import SystemFailure
 from balenapy.linux.cgroups import Cgroups
 
@@ -30,6 +31,22 @@ GO_ARCHITECTURES = {
     "s390x": "s390x",
     "ppc64le": "ppc64le",
 }
+
+
+def memory_bytes() -> int:
+    """Of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def read_pressure() -> Pressure:
+    """How much waits for processors and memory; zeros where the kernel does not tell. Quick."""
+    found = {}
+    for name in ("cpu", "memory"):
+        try:
+            found[name] = parse_pressure(Path(f"/proc/pressure/{name}").read_text())
+        except OSError:  # not compiled in, or switched off (EOPNOTSUPP)
+            found[name] = 0.0
+    return Pressure(**found)
 
 
 def read_host_facts(cgroups: Cgroups) -> HostFacts:

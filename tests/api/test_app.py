@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from balenapy import version
 from balenapy.api.app import Answer, App, Request, clean_path, json_body, route
@@ -504,3 +505,23 @@ async def test_stop_accepting_ends_idle_connections_and_finishes_busy_ones(tmp_p
                 go_on.set()
                 assert (await busy.answer()).json == "done"
                 assert await busy.receive_to_end() == b""
+
+
+@trio_test
+async def test_pings_are_answered_while_the_engine_restores_and_the_rest_waits() -> None:
+    app = application()
+    app.ready = ready = trio.Event()
+    async with connected(app) as waiting, connected(app) as quick, trio.open_nursery() as nursery:
+        await waiting.send(request_bytes("GET", "/things/a/json"))
+        await quick.send(request_bytes("GET", "/v1.39/_ping"))
+        assert (await quick.head()).status == 200
+        heads: list[int] = []
+
+        async def take() -> None:
+            heads.append((await waiting.head()).status)
+
+        nursery.start_soon(take)
+        await trio.testing.wait_all_tasks_blocked()
+        assert heads == []
+        ready.set()
+    assert heads == [200]

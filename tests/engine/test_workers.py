@@ -18,7 +18,8 @@ import pytest
 import trio
 import trio.testing
 
-from balenapy.engine.workers import MAX_AT_ONCE, Workers
+from balenapy.core.membudget import WORKERS_MAX, limits_for
+from balenapy.engine.workers import Workers
 from balenapy.errors import Conflict, InvalidParameter, NotFound, SystemFailure, Unavailable
 from balenapy.linux.cgroups import Cgroups
 from tests.core import tars
@@ -33,7 +34,8 @@ CGROUP = f"bptest-{os.getpid()}"  # of this process: several may run
 
 
 def make_workers(cgroup: str = CGROUP) -> Workers:
-    return Workers(cast(Any, SimpleNamespace(config=SimpleNamespace(cgroup_parent=cgroup))))
+    limits = limits_for(0, 4 << 30, 2)
+    return Workers(cast(Any, SimpleNamespace(config=SimpleNamespace(cgroup_parent=cgroup), limits=limits)))
 
 
 @pytest.fixture(autouse=True)
@@ -203,13 +205,13 @@ async def test_a_worker_that_is_killed_is_a_system_failure(tmp_path: Path) -> No
 @trio_test
 async def test_two_at_once_and_downloads_do_not_keep_others_waiting(tmp_path: Path) -> None:
     workers = make_workers()
-    for number in range(MAX_AT_ONCE + 2):
+    for number in range(WORKERS_MAX + 2):
         (tmp_path / str(number)).mkdir()
     (tmp_path / "source").mkdir()
     (tmp_path / "source/file").touch()
     (tmp_path / "destination").mkdir()
     async with trio.open_nursery() as nursery:
-        for number in range(MAX_AT_ONCE + 2):
+        for number in range(WORKERS_MAX + 2):
             nursery.start_soon(
                 lambda n=number: workers.run("unpack", {"directory": str(tmp_path / str(n))}, feed=starve)
             )
@@ -224,7 +226,7 @@ async def test_two_at_once_and_downloads_do_not_keep_others_waiting(tmp_path: Pa
         )  # fmt: skip
         nursery.cancel_scope.cancel()
 
-    assert running <= MAX_AT_ONCE
+    assert running <= WORKERS_MAX
     assert report["entries"] == 1
     assert children() == []
 
