@@ -3,9 +3,10 @@
 Theory
 ------
 A member's header is coded against the header of the member of the base that is likest by path (`match.py`). Its
-content, if no file of the base is equal, is coded in three ways against one file of the base, or in one without:
+content, if no file of the base is equal, is coded in four ways against one file of the base, or in one without:
 
     bsdiff      what of the old file is added to, plus what is new; streams pooled over the layer, then LZMA
+    moved       the same, with the addresses of a program foretold (`addresses.py`)
     frames      zstd with the old file as prefix; each file by itself
     literal     pooled over the layer, then LZMA
 
@@ -28,10 +29,11 @@ import zstandard
 from bsdiff4 import core
 
 from delta import program, sections
+from delta.addresses import Layout, Relocation, find_layout, least_region
 from delta.base import LayerTar
 from delta.headers import FIRST_MASK, MAX_MASKS, RAW, SAME, ZERO_BLOCK, is_extension, mask_of
 from delta.match import BaseIndex, Known, Place, survey
-from delta.native import base_check, encode_control
+from delta.native import MAX_MOVED_TRIPLES, base_check, encode_control, moved_regions
 from delta.program import ChunkWriter
 from delta.sections import Head, zigzag
 from delta.tarmembers import BLOCK, padded, parse_number
@@ -45,10 +47,13 @@ MIN_FRAMED_COST = 48
 MAX_FRAME_FILES = 4096
 LARGE_BYTES = 4 << 20
 REWRITTEN_PART = 16
+# Foretelling addresses takes a second for some 15 MB when the delta is applied; it must save one byte in so many.
+MOVED_PART = 2000
 # bsdiff's suffix array takes some 16 bytes a byte of the old file.
 MAX_BSDIFF_BYTES = 160 << 20
 FAST_BSDIFF_BYTES = 1 << 20
 _READ_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 16
 _ZERO_RUN = re.compile(rb"\0{8,}")
 # (lc, lp, pb) worth trying, by section.
 PROPERTIES = {
@@ -75,6 +80,17 @@ class Bsdiff(NamedTuple):
     extra: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What a reader needs to know of a program to foretell its addresses."""
+
+    layout: Layout
+    least: int  # regions of the map
+
+    def numbers(self) -> list[int]:
+        return [*self.layout.numbers(), self.least]
+
+
 class Range(NamedTuple):
     """A part of a member of the base."""
 
@@ -87,9 +103,10 @@ class Range(NamedTuple):
 class Content:
     """How one member's content is coded, and how many bytes that is about."""
 
-    how: str  # empty, same, bsdiff, framed, literal
+    how: str  # empty, same, bsdiff, moved, framed, literal
     source: Place | None = None
     bsdiff: Bsdiff | None = None
+    moved: Moved | None = None
     cost_bytes: int = 0
     triples: int = 0  # of bsdiff, once its streams are pooled
     frames: list[list[int]] = field(default_factory=list)  # the numbers of frames that begin with this file
@@ -135,6 +152,33 @@ def _without_nothing(triples: list[Triple]) -> list[Triple]:
         else:
             out.append((add, after, seek))
     return out or [(0, 0, 0)]
+
+
+def foretold(found: Bsdiff, old: bytes, new: bytes) -> tuple[Bsdiff, Moved] | None:
+    """bsdiff's result against the old file as its addresses are foretold; None if it is no program that we know."""
+    layout = find_layout(old, new)
+    if layout is None or len(found.triples) > MAX_MOVED_TRIPLES:
+        return None
+    regions = list(moved_regions(found.triples, len(found.triples), len(new)))
+    moved = Moved(layout, least_region(length for _, _, length in regions))
+    relocation = Relocation(layout, regions, moved.least)
+    diff = bytearray()
+    for position, made, length in regions:
+        for start in range(0, length, _PIECE_BYTES):
+            size = min(_PIECE_BYTES, length - start)
+            expected = relocation.relocate(
+                lambda at, n: old[at : at + n], len(old), position + start, size, made - position
+            )
+            diff += subtracted(new[made + start : made + start + size], expected)
+    return Bsdiff(found.triples, bytes(diff), found.extra), moved
+
+
+def subtracted(new: bytes, old: bytes) -> bytes:
+    """Byte by byte, mod 256. All at once, in numbers as long as the pieces: a loop would be too slow."""
+    high = int.from_bytes(b"\x80" * len(new), "little")
+    low = int.from_bytes(b"\x7f" * len(new), "little")
+    x, y = int.from_bytes(new, "little"), int.from_bytes(old, "little")
+    return ((x | high) - (y & low) ^ (x ^ y ^ high) & high).to_bytes(len(new), "little")
 
 
 def compress_frame(prefix: bytes, plain: bytes, level: int) -> bytes:
@@ -186,6 +230,12 @@ def choose(old: bytes | None, new: bytes, source: Place | None, settings: Settin
         cost = _quick(found.diff) + _quick(found.extra) + _quick(encode_control(found.triples[:-1])) + 6
         if cost < best.cost_bytes:
             best = Content("bsdiff", source, bsdiff=found, cost_bytes=cost)
+        better = foretold(found, old, new)
+        if better:
+            numbers = better[1].numbers()
+            cost += _quick(better[0].diff) - _quick(found.diff) + len(numbers)
+            if cost < best.cost_bytes - len(new) // MOVED_PART:
+                best = Content("moved", source, bsdiff=better[0], moved=better[1], cost_bytes=cost)
     # Frames of a large file take long, and only a file that was rewritten is smaller by them.
     rewritten = len(new) < LARGE_BYTES or best.cost_bytes > len(new) // REWRITTEN_PART
     if "zstd" in settings.codecs and best.cost_bytes > MIN_FRAMED_COST and rewritten:
@@ -394,10 +444,12 @@ class LayerMaker:
             kind = program.EXPECTED if own else program.COPY
         elif content.how == "bsdiff":
             kind = program.BSDIFF_REF if own else program.BSDIFF
+        elif content.how == "moved":
+            kind = program.MOVED_REF if own else program.MOVED
         else:
             kind = program.FRAMED if content.how == "framed" else program.LITERAL_CONTENT
         chunks.number(program.KIND, kind)
-        if kind in (program.COPY, program.BSDIFF):
+        if kind in (program.COPY, program.BSDIFF, program.MOVED):
             assert source is not None
             if source.layer != self._source.layer:
                 chunks.number(program.SOURCE, zigzag(source.ordinal) << 1 | 1)
@@ -407,12 +459,14 @@ class LayerMaker:
             self._source = source
         if content.how in ("literal", "framed"):
             chunks.number(program.SIZE, member.size)
-        elif content.how == "bsdiff":
+        elif content.how in ("bsdiff", "moved"):
             assert source is not None
             chunks.number(program.SIZE, zigzag(member.size - self._index.at(source).member.size))
         self._header(self._target.pread(member.start, member.content - member.start), base_header, member.size)
-        if content.how == "bsdiff":
+        if content.how in ("bsdiff", "moved"):
             chunks.number(program.COUNT, content.triples)
+        for number in content.moved.numbers() if content.moved else ():
+            chunks.number(program.CODE, number)
         for numbers in content.frames:
             for number in numbers:
                 chunks.number(program.FRAME, number)

@@ -19,12 +19,13 @@ from __future__ import annotations
 import hashlib
 import struct
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import zstandard
 from bsdiff4 import core
 
-from delta import program, sections
+from delta import addresses, program, sections
+from delta.addresses import Relocation
 from delta.base import Base
 from delta.errors import Malformed, OverBudget, WrongBase, WrongResult
 from delta.headers import FIRST_MASK, MAX_MASKS, RAW, SAME, ZERO_BLOCK, Mask
@@ -34,10 +35,12 @@ from delta.tarmembers import BLOCK, MAX_HEADER_BLOCKS, padded
 
 PIECE_BYTES = 1 << 19
 CONTROL_CHUNK = 4096  # control triples
+MAX_MOVED_TRIPLES = 1 << 17  # of one file whose addresses are foretold: they are held
 DEFAULT_BUDGET_BYTES = 48 << 20
 # Beside the head's `memory_bytes`: a chunk decoded, pieces of output and of the base.
 OWN_BYTES = 8 << 20
 _ZEROS = bytes(PIECE_BYTES)
+_OF_SOURCE = (program.COPY, program.BSDIFF, program.BSDIFF_REF, program.MOVED, program.MOVED_REF)
 _SIGN = 1 << 63  # bsdiff's integers are sign and magnitude
 
 
@@ -103,6 +106,9 @@ def apply(
         yield whole
 
 
+_Range = tuple[int, int, int, int]  # (old position, bytes added to it, bytes after it, how far on they are in the new)
+
+
 class _Player:
     """Plays the program of one delta."""
 
@@ -162,8 +168,8 @@ class _Player:
             size = self._base.size(*origin) if reference else 0
         elif kind in (program.LITERAL_CONTENT, program.FRAMED):
             size = next(numbers[program.SIZE])
-        elif kind in (program.COPY, program.BSDIFF, program.BSDIFF_REF):
-            if kind != program.BSDIFF_REF:
+        elif kind in _OF_SOURCE:
+            if kind not in (program.BSDIFF_REF, program.MOVED_REF):
                 layer, ordinal = self._source
                 step = next(numbers[program.SOURCE])
                 if step & 1:
@@ -188,7 +194,11 @@ class _Player:
         elif kind == program.FRAMED:
             yield from self._framed(chunk, size)
         elif old_size or size:
-            yield from self._bsdiff(origin, old_size, size, next(numbers[program.COUNT]))
+            count = next(numbers[program.COUNT])
+            if kind in (program.MOVED, program.MOVED_REF):
+                yield from self._moved(numbers[program.CODE], origin, old_size, size, count)
+            else:
+                yield from self._bsdiff(origin, old_size, size, self._control.triples(count), count)
         if size % BLOCK:
             yield _ZEROS[: BLOCK - size % BLOCK]
 
@@ -286,53 +296,81 @@ class _Player:
             raise Malformed("native delta: a frame makes too little")
         return out
 
-    def _bsdiff(self, origin: tuple[int, int], old_size: int, size: int, count: int) -> Iterator[bytes]:
+    def _moved(
+        self, column: Iterator[int], origin: tuple[int, int], old_size: int, size: int, count: int
+    ) -> Iterator[bytes]:
+        """A program: where its parts went is read first, for what its addresses become."""
+        layout, least = addresses.read_layout(column), next(column)
+        if count > MAX_MOVED_TRIPLES:
+            raise Malformed(f"native delta: {count} control triples of one file")
+        held = array("I"), array("I"), array("i")
+        for triple in self._control.triples(count):
+            for values, value in zip(held, triple, strict=True):
+                values.append(value)
+
+        relocation = Relocation(layout, moved_regions(zip(*held, strict=True), count, size), least)
+        yield from self._bsdiff(origin, old_size, size, zip(*held, strict=True), count, relocation)
+
+    def _bsdiff(
+        self,
+        origin: tuple[int, int],
+        old_size: int,
+        size: int,
+        triples: Iterable[tuple[int, int, int]],
+        count: int,
+        relocation: Relocation | None = None,
+    ) -> Iterator[bytes]:
         position = made = 0  # in the old file, in the new one
-        ranges: list[tuple[int, int, int]] = []  # (old position, bytes added to it, bytes after it)
+        ranges: list[_Range] = []
         room = PIECE_BYTES
         last = count - 1
-        for index, (add, extra, seek) in enumerate(self._control.triples(count)):
+        for index, (add, extra, seek) in enumerate(triples):
             if index == last:
                 add, seek = size - made - extra, 0
+            shift = made - position
             made += add + extra
             if add < 0 or made > size or not 0 <= position <= old_size - add:
                 raise Malformed("native delta: a control triple reaches beyond its file")
             end = position + add
             if add + extra < room:
-                ranges.append((position, add, extra))
+                ranges.append((position, add, extra, shift))
                 room -= add + extra
             else:
                 while add or extra:
                     adding = min(add, room)
                     after = min(extra, room - adding) if adding == add else 0
-                    ranges.append((position, adding, after))
+                    ranges.append((position, adding, after, shift))
                     position += adding
                     add, extra, room = add - adding, extra - after, room - adding - after
                     if not room:
-                        yield self._bsdiff_piece(origin, ranges)
+                        yield self._bsdiff_piece(origin, old_size, ranges, relocation)
                         ranges, room = [], PIECE_BYTES
             position = end + seek
         if made != size:
             raise Malformed("native delta: control triples make too little")
         if ranges:
-            yield self._bsdiff_piece(origin, ranges)
+            yield self._bsdiff_piece(origin, old_size, ranges, relocation)
 
-    def _bsdiff_piece(self, origin: tuple[int, int], ranges: list[tuple[int, int, int]]) -> bytes:
+    def _bsdiff_piece(
+        self, origin: tuple[int, int], old_size: int, ranges: list[_Range], relocation: Relocation | None
+    ) -> bytes:
         """At most PIECE_BYTES of a file, out of ranges that were checked."""
-        adding = sum(add for _, add, _ in ranges)
-        extra = self._extra.read(sum(after for _, _, after in ranges))
+        adding = sum(add for _, add, _, _ in ranges)
+        extra = self._extra.read(sum(after for _, _, after, _ in ranges))
         if not adding:
             return extra
         diff = self._diff.read(adding)
-        lowest = min(position for position, add, _ in ranges if add)
-        highest = max(position + add for position, add, _ in ranges if add)
+        lowest = min(position for position, add, _, _ in ranges if add)
+        highest = max(position + add for position, add, _, _ in ranges if add)
+        if relocation:
+            return self._moved_piece(origin, old_size, ranges, relocation, diff, extra)
         if len(ranges) == 1 and not extra and not diff.strip(b"\0"):
             return self._base.read(*origin, lowest, adding)
         control: list[int] = []
         if highest - lowest <= 4 * PIECE_BYTES:
             old = self._base.read(*origin, lowest, highest - lowest)
             at = 0
-            for position, add, after in ranges:
+            for position, add, after, _ in ranges:
                 if add:  # the seek before it belongs to the triple before it
                     seek = position - lowest - at
                     control += (0, 0, seek if seek >= 0 else -seek | _SIGN) if seek else ()
@@ -340,11 +378,45 @@ class _Player:
                 control += (add, after, 0)
         else:
             # Far apart: the old bytes put side by side, so that memory stays bounded.
-            old = b"".join([self._base.read(*origin, position, add) for position, add, _ in ranges if add])
-            for _, add, after in ranges:
+            old = b"".join([self._base.read(*origin, position, add) for position, add, _, _ in ranges if add])
+            for _, add, after, _ in ranges:
                 control += (add, after, 0)
-        packed = struct.pack(f"<{len(control)}Q", *control)
-        return core.patch(old, adding + len(extra), packed, diff, extra)  # type: ignore[no-any-return]
+        return _patched(old, control, diff, extra)
+
+    def _moved_piece(
+        self,
+        origin: tuple[int, int],
+        old_size: int,
+        ranges: list[_Range],
+        relocation: Relocation,
+        diff: bytes,
+        extra: bytes,
+    ) -> bytes:
+        def read(offset: int, length: int) -> bytes:
+            return self._base.read(*origin, offset, length)
+
+        old: list[bytes] = []
+        control: list[int] = []
+        for position, add, after, shift in ranges:
+            old.append(relocation.relocate(read, old_size, position, add, shift))
+            control += (add, after, 0)
+        return _patched(b"".join(old), control, diff, extra)
+
+
+def moved_regions(triples: Iterable[tuple[int, int, int]], count: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """(old position, new position, bytes) of what control triples add to, whether or not they make sense."""
+    position = made = 0
+    for index, (add, extra, seek) in enumerate(triples):
+        if index == count - 1:
+            add = size - made - extra
+        if position >= 0:
+            yield position, made, add
+        position, made = position + add + seek, made + add + extra
+
+
+def _patched(old: bytes, control: list[int], diff: bytes, extra: bytes) -> bytes:
+    packed = struct.pack(f"<{len(control)}Q", *control)
+    return core.patch(old, len(diff) + len(extra), packed, diff, extra)  # type: ignore[no-any-return]
 
 
 class _Control:

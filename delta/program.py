@@ -23,14 +23,16 @@ from delta.sections import MAX_CHUNK_BYTES, SectionReader, numbers, put, take
 
 # Number columns.
 ITEM, REF, REF_LAYER, BLOCKS, MASK, NEW_MASK, KIND, SOURCE_LAYER, SOURCE, SIZE, COUNT, FRAME, VALUE_SIZE = range(13)
-NUMBER_COLUMNS = 13
+CODE = 13
+NUMBER_COLUMNS = 14
 # Bytes columns: one for each field of a header, one for blocks given whole.
 RAW_VALUES = len(FIELDS)
 BYTES_COLUMNS = len(FIELDS) + 1
 
 MEMBER, RAW_ITEM, ZEROS = range(3)
 # How a member's content comes. EXPECTED: that of the reference, or none if there is no reference or it has none.
-EXPECTED, EMPTY, COPY, BSDIFF_REF, BSDIFF, FRAMED, LITERAL_CONTENT = range(7)
+# MOVED: as BSDIFF, the old file's addresses foretold (`addresses.py`).
+EXPECTED, EMPTY, COPY, BSDIFF_REF, BSDIFF, FRAMED, LITERAL_CONTENT, MOVED_REF, MOVED = range(9)
 PLAIN, RUNS = range(2)
 
 

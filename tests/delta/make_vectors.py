@@ -17,6 +17,7 @@ from delta import librsync, tardiff
 from delta.maker import Settings
 from delta.match import BaseIndex
 from tests.delta.inverse import make
+from tests.delta.programs import grown, link, random_program
 from tests.delta.randomtars import Entry, opened, opened_base, tar_of
 
 VECTORS = Path(__file__).parent / "vectors"
@@ -66,6 +67,8 @@ def vectors() -> dict[str, tuple[list[bytes], bytes]]:
         replace(files[2], name="srv/hard", kind=tarfile.LNKTYPE, data=b"", link="srv/moved", mtime=LATER),
     ]
     prose = [Entry(f"doc/{n}.txt", data=_text(20 + n, 2500)) for n in range(3)]
+    program = random_program(random.Random(2), 24)
+    longer = grown(random.Random(7), program)
     spoiled = _tar(Entry("a", data=b"x" * 100), *files) + b"after the end"
     return {
         "times": ([lower], _tar(Entry("usr", tarfile.DIRTYPE, mode=0o755), *(replace(e, mtime=LATER) for e in files))),
@@ -77,6 +80,7 @@ def vectors() -> dict[str, tuple[list[bytes], bytes]]:
         "gnu": ([_tar(*long, form=tarfile.GNU_FORMAT)], _tar(*long, *files, form=tarfile.GNU_FORMAT)),
         "spoiled": ([lower], spoiled[:1030] + b"?" + spoiled[1031:]),
         "empty-layer": ([lower], bytes(1024)),
+        "program": ([_tar(Entry("bin/x", data=link(program)))], _tar(Entry("bin/x", data=link(longer), mtime=LATER))),
         "rewritten": ([_tar(*prose)], _tar(*(replace(e, data=_shuffled(e.data), mtime=LATER) for e in prose))),
         "nothing": ([], b""),
     }

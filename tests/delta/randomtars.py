@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from delta.base import LayerTar, TarBase
+from tests.delta.programs import grown, link, random_program
 
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 WORDS = ("usr", "lib", "etc", "node_modules", "libssl.so.3", "numpy-1.26.2", "app.js", "main.cpython-311.pyc", "x")
@@ -58,7 +59,25 @@ def tar_of(entries: Sequence[Entry], form: int, rng: random.Random) -> bytes:
             return data
 
 
+PROGRAMS = 8  # and each of them grown twice
+
+
+def _programs() -> list[list[bytes]]:
+    rng = random.Random(64)
+    found = []
+    for number in range(PROGRAMS):
+        program = random_program(rng, 6 + 6 * number)
+        longer = grown(rng, program)
+        found.append([*map(link, (program, longer, grown(rng, longer)))])
+    return found
+
+
+_PROGRAMS = _programs()
+
+
 def content(rng: random.Random) -> bytes:
+    if rng.random() < 0.08:
+        return rng.choice(rng.choice(_PROGRAMS))
     match rng.randrange(6):
         case 0:
             return b""
@@ -75,6 +94,11 @@ def content(rng: random.Random) -> bytes:
 
 def edited(rng: random.Random, data: bytes) -> bytes:
     new = bytearray(data)
+    if data.startswith(b"\x7fELF"):
+        versions = next((each for each in _PROGRAMS if data in each), [data])
+        new = bytearray(rng.choice(versions))
+        if rng.random() < 0.5:
+            return bytes(new)
     for _ in range(rng.randrange(1, 6)):
         at = rng.randrange(len(new) + 1)
         new[at : at + rng.randrange(60)] = rng.randbytes(rng.randrange(60))

@@ -145,7 +145,7 @@ def test_runs_without_output_end() -> None:
     meta = bytearray()
     column = bytes((1, 2)) + b"\xff" * 7 + b"\x7f"  # RUNS of ZEROS
     sizes = bytes((1, 0)) + b"\xff" * 7 + b"\x7f"
-    for number in range(30):
+    for number in range(31):
         here = {0: column, 9: sizes}.get(number, b"")
         sections.put(meta, len(here))
         meta += here
