@@ -33,7 +33,7 @@ from delta.addresses import Layout, Relocation, find_layout, least_region
 from delta.base import LayerTar
 from delta.headers import FIRST_MASK, MAX_MASKS, RAW, SAME, ZERO_BLOCK, is_extension, mask_of
 from delta.match import BaseIndex, Known, Place, survey
-from delta.native import MAX_MOVED_TRIPLES, base_check, encode_control, moved_regions
+from delta.native import COPIED, MAX_MOVED_TRIPLES, base_check, encode_control, moved_regions
 from delta.program import ChunkWriter
 from delta.sections import Head, zigzag
 from delta.tarmembers import BLOCK, padded, parse_number
@@ -55,6 +55,9 @@ FAST_BSDIFF_BYTES = 1 << 20
 _READ_BYTES = 1 << 20
 _PIECE_BYTES = 1 << 16
 _ZERO_RUN = re.compile(rb"\0{8,}")
+# Where nothing differs for so long, a triple of its own is smaller than the zeros, and quicker on both sides.
+_LONG_ZERO_RUN = re.compile(rb"\0{32768,}")
+MIN_LAST_ZEROS = 64  # at a file's end: its length need not be told
 # (lc, lp, pb) worth trying, by section.
 PROPERTIES = {
     sections.META: ((3, 0, 0), (0, 0, 0)),
@@ -112,6 +115,12 @@ class Content:
     frames: list[list[int]] = field(default_factory=list)  # the numbers of frames that begin with this file
 
 
+class _Changed(NamedTuple):
+    """Content that is nowhere in the base, and the file that it is likest."""
+
+    source: Place | None
+
+
 class Line(NamedTuple):
     """What the maker did with a file: for a table."""
 
@@ -154,10 +163,43 @@ def _without_nothing(triples: list[Triple]) -> list[Triple]:
     return out or [(0, 0, 0)]
 
 
+def elided(found: Bsdiff, size: int) -> Bsdiff:
+    """The same with long runs of zeros taken out of the diff."""
+    triples: list[Triple] = []
+    diff = bytearray()
+    at = made = 0
+    for index, (add, after, seek) in enumerate(found.triples):
+        last = index == len(found.triples) - 1
+        if last:
+            add = size - made - after
+        given = found.diff[at : at + add]
+        at, made = at + add, made + add + after
+        done = 0
+        for run in _LONG_ZERO_RUN.finditer(given):
+            if run.start() > done:
+                triples.append((run.start() - done, 0, 0))
+                diff += given[done : run.start()]
+            triples.append((run.end() - run.start() | COPIED, 0, 0))
+            done = run.end()
+        rest = given[done:]
+        kept = len(rest.rstrip(b"\0")) if last else len(rest)
+        if len(rest) - kept >= MIN_LAST_ZEROS:
+            if kept:
+                triples.append((kept, 0, 0))
+            triples.append((len(rest) - kept | COPIED, after, seek))
+        elif done and not rest:
+            triples[-1] = (triples[-1][0], after, seek)
+        else:
+            kept = len(rest)
+            triples.append((kept, after, seek))
+        diff += rest[:kept]
+    return Bsdiff(triples, bytes(diff), found.extra)
+
+
 def foretold(found: Bsdiff, old: bytes, new: bytes) -> tuple[Bsdiff, Moved] | None:
     """bsdiff's result against the old file as its addresses are foretold; None if it is no program that we know."""
     layout = find_layout(old, new)
-    if layout is None or len(found.triples) > MAX_MOVED_TRIPLES:
+    if layout is None:
         return None
     regions = list(moved_regions(found.triples, len(found.triples), len(new)))
     moved = Moved(layout, least_region(length for _, _, length in regions))
@@ -217,6 +259,10 @@ def _quick(data: bytes) -> int:
     return len(zstandard.ZstdCompressor(level=9).compress(data))
 
 
+def _bsdiff_cost(found: Bsdiff) -> int:
+    return _quick(found.diff) + _quick(found.extra) + _quick(encode_control(found.triples[:-1])) + 6
+
+
 def choose(old: bytes | None, new: bytes, source: Place | None, settings: Settings) -> Content:
     """The smallest coding of a file."""
     literal_cost = _quick(new)
@@ -226,16 +272,17 @@ def choose(old: bytes | None, new: bytes, source: Place | None, settings: Settin
     if "bsdiff" in settings.codecs and max(len(old), len(new)) <= (
         FAST_BSDIFF_BYTES if settings.fast else MAX_BSDIFF_BYTES
     ):
-        found = bsdiff(old, new)
-        cost = _quick(found.diff) + _quick(found.extra) + _quick(encode_control(found.triples[:-1])) + 6
+        whole = bsdiff(old, new)
+        found = elided(whole, len(new))
+        cost = _bsdiff_cost(found)
         if cost < best.cost_bytes:
             best = Content("bsdiff", source, bsdiff=found, cost_bytes=cost)
-        better = foretold(found, old, new)
+        better = foretold(whole, old, new)
         if better:
-            numbers = better[1].numbers()
-            cost += _quick(better[0].diff) - _quick(found.diff) + len(numbers)
-            if cost < best.cost_bytes - len(new) // MOVED_PART:
-                best = Content("moved", source, bsdiff=better[0], moved=better[1], cost_bytes=cost)
+            found = elided(better[0], len(new))
+            cost = _bsdiff_cost(found) + len(better[1].numbers())
+            if cost < best.cost_bytes - len(new) // MOVED_PART and len(found.triples) <= MAX_MOVED_TRIPLES:
+                best = Content("moved", source, bsdiff=found, moved=better[1], cost_bytes=cost)
     # Frames of a large file take long, and only a file that was rewritten is smaller by them.
     rewritten = len(new) < LARGE_BYTES or best.cost_bytes > len(new) // REWRITTEN_PART
     if "zstd" in settings.codecs and best.cost_bytes > MIN_FRAMED_COST and rewritten:
@@ -368,28 +415,23 @@ class LayerMaker:
         return Made(head.encode() + b"".join(data for _, data in packed), tuple(self._lines))
 
     def _contents(self) -> Iterator[tuple[Known, Place | None, Content]]:
-        """Members with their reference and content, in order; contents are worked out a few ahead."""
+        """Members with their reference and content, in order; with several jobs, a few are worked out ahead."""
+        if self._settings.jobs == 1:
+            for known in survey(self._target):
+                reference, content = self._match(known)
+                yield known, reference, content if isinstance(content, Content) else self._choose(known, content.source)
+            return
         with ThreadPoolExecutor(self._settings.jobs) as pool:
             ahead: list[tuple[Known, Place | None, Future[Content] | Content, int]] = []
             held = 0
             for known in survey(self._target):
-                reference = self._index.find_like(known)
-                same = self._index.find_content(known.content) if known.content else None
-                content: Future[Content] | Content
-                weight = 0
-                if not known.content:
-                    content = Content("empty")
-                elif reference and self._index.at(reference).content == known.content:
-                    content = Content("same", reference)
-                elif same:
-                    content = Content("same", same)
+                reference, content = self._match(known)
+                if isinstance(content, Content):
+                    ahead.append((known, reference, content, 0))
                 else:
-                    source = reference if reference and self._index.at(reference).content else None
-                    source = source or self._index.find_named(known)
-                    weight = known.member.size + (self._index.at(source).member.size if source else 0)
-                    content = pool.submit(self._choose, known, source)
-                ahead.append((known, reference, content, weight))
-                held += weight
+                    weight = known.member.size + (self._index.at(content.source).member.size if content.source else 0)
+                    ahead.append((known, reference, pool.submit(self._choose, known, content.source), weight))
+                    held += weight
                 # Two large files at once would take twice the memory.
                 while ahead and (held > 16 << 20 or len(ahead) > 256):
                     first = ahead.pop(0)
@@ -397,6 +439,20 @@ class LayerMaker:
                     yield first[0], first[1], _done(first[2])
             for first in ahead:
                 yield first[0], first[1], _done(first[2])
+
+    def _match(self, known: Known) -> tuple[Place | None, Content | _Changed]:
+        """What a member's header is likest, and what its content is; or what is to be compared with it."""
+        index = self._index
+        reference = index.find_like(known)
+        if not known.content:
+            return reference, Content("empty")
+        if reference and index.at(reference).content == known.content:
+            return reference, Content("same", reference)
+        same = index.find_content(known.content)
+        if same:
+            return reference, Content("same", same)
+        source = reference if reference and index.at(reference).content else None
+        return reference, _Changed(source or index.find_named(known))
 
     def _choose(self, known: Known, source: Place | None) -> Content:
         new = self._target.pread(known.member.content, known.member.size)
@@ -478,9 +534,9 @@ class LayerMaker:
     def _pool(self, content: Content) -> None:
         """Move a file's bsdiff to the layer's streams."""
         assert content.bsdiff is not None
-        *triples, (_, after, _) = content.bsdiff.triples
+        *triples, (add, after, _) = content.bsdiff.triples
         self._triples += triples
-        self._triples.append((0, after, 0))  # the rest is what the size leaves
+        self._triples.append((add & COPIED, after, 0))  # the rest is what the size leaves
         self._streams[sections.DIFF] += content.bsdiff.diff
         self._streams[sections.EXTRA] += content.bsdiff.extra
         content.triples, content.bsdiff = len(content.bsdiff.triples), None

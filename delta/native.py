@@ -35,6 +35,7 @@ from delta.tarmembers import BLOCK, MAX_HEADER_BLOCKS, padded
 
 PIECE_BYTES = 1 << 19
 CONTROL_CHUNK = 4096  # control triples
+COPIED = 1 << 31  # in a control triple's first number: no byte of the section diff belongs to it
 MAX_MOVED_TRIPLES = 1 << 17  # of one file whose addresses are foretold: they are held
 DEFAULT_BUDGET_BYTES = 48 << 20
 # Beside the head's `memory_bytes`: a chunk decoded, pieces of output and of the base.
@@ -325,6 +326,8 @@ class _Player:
         room = PIECE_BYTES
         last = count - 1
         for index, (add, extra, seek) in enumerate(triples):
+            copied = add & COPIED
+            add &= ~COPIED
             if index == last:
                 add, seek = size - made - extra, 0
             shift = made - position
@@ -332,6 +335,17 @@ class _Player:
             if add < 0 or made > size or not 0 <= position <= old_size - add:
                 raise Malformed("native delta: a control triple reaches beyond its file")
             end = position + add
+            if copied:
+                if ranges:
+                    yield self._bsdiff_piece(origin, old_size, ranges, relocation)
+                    ranges, room = [], PIECE_BYTES
+                for start in range(position, end, PIECE_BYTES):
+                    length = min(PIECE_BYTES, end - start)
+                    if relocation:
+                        yield relocation.relocate(self._reader(origin), old_size, start, length, shift)
+                    else:
+                        yield self._base.read(*origin, start, length)
+                position, add = end, 0
             if add + extra < room:
                 ranges.append((position, add, extra, shift))
                 room -= add + extra
@@ -383,6 +397,9 @@ class _Player:
                 control += (add, after, 0)
         return _patched(old, control, diff, extra)
 
+    def _reader(self, origin: tuple[int, int]) -> addresses.ReadOld:
+        return lambda offset, length: self._base.read(*origin, offset, length)
+
     def _moved_piece(
         self,
         origin: tuple[int, int],
@@ -392,9 +409,7 @@ class _Player:
         diff: bytes,
         extra: bytes,
     ) -> bytes:
-        def read(offset: int, length: int) -> bytes:
-            return self._base.read(*origin, offset, length)
-
+        read = self._reader(origin)
         old: list[bytes] = []
         control: list[int] = []
         for position, add, after, shift in ranges:
@@ -404,14 +419,22 @@ class _Player:
 
 
 def moved_regions(triples: Iterable[tuple[int, int, int]], count: int, size: int) -> Iterator[tuple[int, int, int]]:
-    """(old position, new position, bytes) of what control triples add to, whether or not they make sense."""
+    """(old position, new position, bytes) of what triples take from the old file, whether or not they make sense.
+
+    What goes on where the triple before ended is of one region with it.
+    """
     position = made = 0
+    start, moved_to = 0, 0
     for index, (add, extra, seek) in enumerate(triples):
+        add &= ~COPIED
         if index == count - 1:
             add = size - made - extra
-        if position >= 0:
-            yield position, made, add
-        position, made = position + add + seek, made + add + extra
+        position, made = position + add, made + add
+        if extra or seek or index == count - 1:
+            if start >= 0:
+                yield start, moved_to, position - start
+            position, made = position + seek, made + extra
+            start, moved_to = position, made
 
 
 def _patched(old: bytes, control: list[int], diff: bytes, extra: bytes) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import random
 import tarfile
@@ -32,19 +31,20 @@ class Entry:
 
 
 def tar_of(entries: Sequence[Entry], form: int, rng: random.Random) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=form) as tar:
-        for entry in entries:
-            info = tarfile.TarInfo(entry.name)
-            info.type, info.mode, info.uid, info.mtime = entry.kind, entry.mode, entry.uid, entry.mtime
-            info.linkname = entry.link
-            info.size = len(entry.data) if entry.kind == tarfile.REGTYPE else 0
-            info.pax_headers = dict(entry.pax) if form == tarfile.PAX_FORMAT else {}
-            try:
-                tar.addfile(info, io.BytesIO(entry.data))
-            except ValueError:  # a name too long for the format
-                continue
-    data = out.getvalue()
+    out = []
+    for entry in entries:
+        info = tarfile.TarInfo(entry.name)
+        info.type, info.mode, info.uid, info.mtime = entry.kind, entry.mode, entry.uid, entry.mtime
+        info.linkname = entry.link
+        info.size = len(entry.data) if entry.kind == tarfile.REGTYPE else 0
+        info.pax_headers = dict(entry.pax) if form == tarfile.PAX_FORMAT else {}
+        try:
+            out.append(info.tobuf(form, "utf-8", "surrogateescape"))
+        except ValueError:  # a name too long for the format
+            continue
+        out.append(entry.data[: info.size] + bytes(-info.size % tarfile.BLOCKSIZE))
+    data = b"".join(out) + bytes(2 * tarfile.BLOCKSIZE)
+    data += bytes(-len(data) % tarfile.RECORDSIZE)
     match rng.randrange(12):
         case 0:
             return data.rstrip(b"\0")  # no trailer, the last padding cut
@@ -76,7 +76,7 @@ _PROGRAMS = _programs()
 
 
 def content(rng: random.Random) -> bytes:
-    if rng.random() < 0.08:
+    if rng.random() < 0.2:
         return rng.choice(rng.choice(_PROGRAMS))
     match rng.randrange(6):
         case 0:
@@ -163,13 +163,19 @@ def changed(rng: random.Random, layers: Sequence[Sequence[Entry]]) -> list[Entry
     return out
 
 
-def random_pair(seed: int) -> tuple[list[bytes], bytes]:
-    """(the layers of a base, a target layer), always the same for a seed."""
+def random_pairs(seed: int, count: int) -> tuple[list[bytes], list[bytes]]:
+    """(the layers of a base, so many target layers), always the same for a seed."""
     rng = random.Random(seed)
     layers = [layer(rng) for _ in range(rng.randrange(1, 4))]
     form = rng.choice(FORMATS)
-    target = changed(rng, layers)
-    return [tar_of(each, form, rng) for each in layers], tar_of(target, rng.choice((form, form, *FORMATS)), rng)
+    targets = [tar_of(changed(rng, layers), rng.choice((form, form, *FORMATS)), rng) for _ in range(count)]
+    return [tar_of(each, form, rng) for each in layers], targets
+
+
+def random_pair(seed: int) -> tuple[list[bytes], bytes]:
+    """(the layers of a base, a target layer), always the same for a seed."""
+    layers, (target,) = random_pairs(seed, 1)
+    return layers, target
 
 
 @contextmanager
@@ -191,5 +197,3 @@ def opened(*tars: bytes) -> Iterator[list[LayerTar]]:
 def opened_base(layers: Sequence[bytes]) -> Iterator[TarBase]:
     with opened(*layers) as tars:
         yield TarBase(tars)
-
-
