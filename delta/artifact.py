@@ -23,8 +23,8 @@ ARTIFACT_TYPE = "application/vnd.balenapy.image.delta.v1"
 CONFIG_TYPE = "application/vnd.balenapy.image.delta.config.v1+json"
 LAYER_TYPE = "application/vnd.balenapy.layer.delta.v1"
 BASE_ANNOTATION = "vnd.balenapy.delta.base"  # config digest (image ID) of the base
-TARGET_ANNOTATION = "vnd.balenapy.delta.target"  # config digest of the target
 CODECS_ANNOTATION = "vnd.balenapy.delta.codecs"  # only when it is made with less than all
+TARGET_ANNOTATION = "vnd.balenapy.delta.target"  # config digest of the target, where no subject says it
 VERSION = 1
 
 
@@ -112,6 +112,7 @@ def write(
         {
             "version": VERSION,
             "base": old.config_digest,
+            "target": new.config_digest,
             **({"baseManifest": old.manifest.digest} if old.manifest.data else {}),
             "baseDiffIds": old.diff_ids,
             "targetDiffIds": new.diff_ids,
@@ -129,7 +130,7 @@ def write(
             **({"subject": subject_of(new.manifest)} if new.manifest.data else {}),
             "annotations": {
                 BASE_ANNOTATION: old.config_digest,
-                TARGET_ANNOTATION: new.config_digest,
+                **({} if new.manifest.data else {TARGET_ANNOTATION: new.config_digest}),
                 **_told_codecs(settings),
             },
         }
@@ -196,7 +197,6 @@ def _delta(path: Path, digest: str) -> Delta:
     data = read_blob(path, digest)
     manifest = parse_json(data, f"{path}: manifest")
     config = parse_json(read_blob(path, manifest["config"]["digest"]), f"{path}: config")
-    annotations = manifest["annotations"]
     missing = missing_layers(config["baseDiffIds"], config["targetDiffIds"])
     blobs = [str(layer["digest"]) for layer in manifest["layers"] if layer["mediaType"] == LAYER_TYPE]
     if len(blobs) != len(missing):
@@ -204,8 +204,8 @@ def _delta(path: Path, digest: str) -> Delta:
     return Delta(
         path,
         Document(data, MANIFEST),
-        str(annotations[BASE_ANNOTATION]),
-        str(annotations[TARGET_ANNOTATION]),
+        str(config["base"]),
+        str(config["target"]),
         tuple(map(str, config["baseDiffIds"])),
         tuple(map(str, config["targetDiffIds"])),
         dict(zip(missing, blobs, strict=True)),

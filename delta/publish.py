@@ -80,7 +80,8 @@ def _push_native(path: Path, digest: str, repository: Repository, tag: str) -> P
     manifest = document.parsed()
     subject = manifest.get("subject")
     if subject is None or not repository.has_manifest(subject["digest"]):
-        subject = _subject_in(repository, tag, manifest)
+        config = parse_json(read_blob(path, manifest["config"]["digest"]), f"{path}: config")
+        subject = _subject_in(repository, tag, manifest, str(config["target"]))
         document = Document(compact({**manifest, "subject": subject}), MANIFEST)
     sent = _push_blobs(path, repository, [manifest["config"], *manifest["layers"]])
     answered = repository.put_manifest(document.digest, document)
@@ -98,9 +99,8 @@ def _push_native(path: Path, digest: str, repository: Repository, tag: str) -> P
     return Pushed(document.digest, subject["digest"], sent, found_by)
 
 
-def _subject_in(repository: Repository, tag: str, manifest: dict[str, Any]) -> Descriptor:
+def _subject_in(repository: Repository, tag: str, manifest: dict[str, Any], target: str) -> Descriptor:
     """The manifest in the repository that has the delta's target as its config."""
-    target = manifest["annotations"][artifact.TARGET_ANNOTATION]
     subject = manifest.get("subject")
     if not tag:
         what = f"manifest {subject['digest']}" if subject else "name of its target (it was made from an archive)"
