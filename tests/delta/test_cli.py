@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,13 @@ def write_archive(path: Path, layers: list[bytes], more: dict[str, str] | None =
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture(autouse=True)
+def silent(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """What the command line prints is nothing to tell at the end of the suite."""
+    yield
+    capsys.readouterr()
 
 
 @pytest.fixture

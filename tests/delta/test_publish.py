@@ -19,6 +19,13 @@ from tests.registry.fake import FakeRegistry, fake_registry
 from tests.registry_process import running_registry
 
 
+@pytest.fixture(autouse=True)
+def silent(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """What the command line prints is nothing to tell at the end of the suite."""
+    yield
+    capsys.readouterr()
+
+
 @pytest.fixture
 def real(tmp_path: Path) -> Iterator[str]:
     with running_registry(tmp_path / "registry") as host:
