@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint venv run bench bench-delta test-powercut constraints clean deps deps-test
+.PHONY: test-arm test-yocto demo test lint venv run bench bench-delta test-powercut constraints clean deps deps-test
 
 demo: venv deps ## pull, run, read logs, exec, stop: on a private socket and data root
 	$(BIN)/python -m tests.demo
@@ -49,6 +49,14 @@ test-powercut: venv deps deps-test ## real power cuts in a virtual machine
 	.ci/packages qemu-system-x86
 	tests/powercut/fetch
 	POWERCUT_ROUNDS=5 $(BIN)/python -m pytest -s tests/powercut/test_machine.py
+
+test-arm: venv deps deps-test ## build an image for ARM boards, boot it in an emulator, update it, cut its power (an hour)
+	.ci/packages mmdebstrap qemu-user-static binfmt-support arch-test qemu-system-arm qemu-efi-aarch64 ipxe-qemu qemu-utils \
+	  squashfs-tools binutils-aarch64-linux-gnu kmod
+	ARM_IMAGES=$${ARM_IMAGES:-build/arm} $(BIN)/python -m pytest -s tests/arm $(PYTEST_ARGS)
+
+test-yocto: venv ## parse and dry-run the Yocto layer; BITBAKE_BUILD names a build directory that has its layers
+	BITBAKE_BUILD=$(BITBAKE_BUILD) $(BIN)/python -m pytest -s tests/arm/test_yocto.py
 
 constraints: venv ## remake .ci/constraints.txt from setup.cfg (needs the package index)
 	$(PYTHON) -m venv build/pip-tools && build/pip-tools/bin/pip install --quiet pip-tools
