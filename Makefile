@@ -33,7 +33,7 @@ deps: ## Debian packages the engine and the demonstration use
 	.ci/packages crun runc conmon iproute2 nftables procps tini docker-registry busybox-static
 
 deps-test: ## Debian packages only the tests use
-	.ci/packages skopeo strace nodejs npm docker.io docker-compose git rdiff openssl fdisk dosfstools mtools e2fsprogs cpio zstd
+	.ci/packages skopeo strace nodejs npm docker.io docker-compose git rdiff openssl fdisk dosfstools mtools e2fsprogs cpio zstd chromium
 
 run: venv deps ## the engine in the foreground, on the default sockets
 	$(BIN)/balenapyd

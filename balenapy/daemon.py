@@ -152,7 +152,9 @@ async def _main(config: Config) -> None:
     with _signals() as caught:
         db = Database.open(config.data_root / "meta.db")
         listeners = server.open_listeners(config, systemd.take_listening_sockets())
+        monitors: list[server.Listener] = []
         try:
+            monitors = server.open_monitor_listeners(config.metrics_addr)
             async with trio.open_nursery() as engine_nursery:
                 engine = _build(config, db, engine_nursery)
                 app = create_app(engine)
@@ -168,6 +170,10 @@ async def _main(config: Config) -> None:
                     systemd.notify("READY=1")
                     log.info("ready hosts=%s after_s=%.2f", ",".join(config.hosts), time.monotonic() - started)
                     _start_background(engine)
+                    if monitors:
+                        from balenapy.api.monitor import create_monitor
+
+                        engine_nursery.start_soon(server.serve, create_monitor(engine), monitors)
                     await _until_stopped(engine, caught)
                     systemd.notify("STOPPING=1")
                     log.info("stopping: containers stay as they are")
@@ -177,7 +183,7 @@ async def _main(config: Config) -> None:
                 await engine.supervisors.shutdown()
                 engine_nursery.cancel_scope.cancel()
         finally:
-            server.close_listeners(listeners)
+            server.close_listeners([*listeners, *monitors])
             db.close()
 
 

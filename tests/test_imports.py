@@ -36,7 +36,12 @@ EXCEPTIONS = {
     ("api/routes/system.py", "registry"),  # credentials in the body of /auth
 }
 # Imported in a function, at the first use of what not everybody uses.
-LATE = {("stores/ringfile.py", "zstandard")}  # compressed logs
+LATE = {
+    ("stores/ringfile.py", "zstandard"),  # compressed logs
+    ("cli/observe.py", "zstandard"),
+    ("cli/observe.py", "tarfile"),  # support bundles
+    ("cli/observe.py", "gzip"),
+}
 HEAVY = ("tarfile", "zstandard", "bsdiff4", "gzip", "lzma", "bz2", "zipfile", "httpx", "httpcore", "pyroute2", "dnslib")
 
 

@@ -490,6 +490,24 @@ def open_listeners(config: Config, passed: Sequence[tuple[str, socket.socket]] =
     return listeners
 
 
+def open_monitor_listeners(address: str) -> list[Listener]:
+    """Listen for those who only look (api/monitor.py); nowhere for "".
+
+    Raises: SystemFailure.
+    """
+    if not address:
+        return []
+    try:
+        if address.startswith("unix://"):
+            return [unix_listener(address.removeprefix("unix://"))]
+        name = address.rpartition(":")[0].strip("[]")
+        if name != "localhost" and not name.startswith("127.") and name != "::1":
+            log.warning("metrics-addr=%s: whoever reaches it can read names, figures and logs of containers", address)
+        return tcp_listeners(address)
+    except OSError as error:
+        raise SystemFailure(f"cannot listen on metrics-addr {address}: {error.strerror or error}") from error
+
+
 def unix_listener(path: str, group: str = "") -> Listener:
     """Listen on a path, mode 0660, for `group`. A stale socket is replaced, a live one is not.
 

@@ -59,7 +59,8 @@ def add_verbs(verbs: Any) -> None:
     logs.add_argument("--since", default="")
     logs.add_argument("--until", default="")
     logs.add_argument("--details", action="store_true")
-    logs.add_argument("container")
+    logs.add_argument("--file", default="", help="a ring log taken from a device; needs no engine")
+    logs.add_argument("container", nargs="?", default="")
     logs.set_defaults(run=run_logs)
 
     execute = verbs.add_parser("exec", help="run a command in a running container")
@@ -724,6 +725,15 @@ def run_ps(client: Client, options: argparse.Namespace) -> int:
 
 
 def run_logs(client: Client, options: argparse.Namespace) -> int:
+    if options.file:
+        if options.container or options.follow or options.details:
+            raise ClientError("--file goes with --since, --until, --tail and --timestamps only")
+        from balenapy.cli.observe import show_ring
+        from balenapy.cli.terminal import write_all
+
+        return show_ring(options.file, options, lambda stream, data: write_all(1 if stream == 1 else 2, data))
+    if not options.container:
+        raise ClientError("'balenapy logs' requires container\nSee 'balenapy logs --help'.")
     tty = client.call("GET", f"/containers/{options.container}/json")["Config"]["Tty"]
     query: dict[str, Any] = {
         "stdout": True,

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from balenapy.cli.client import Client, ClientError
-from balenapy.cli.format import human_size, table
+from balenapy.cli.format import age, ellipsis, human_size, short_id, table
 from balenapy.cli.images import parse_filters, parse_time
 from balenapy.version import API_VERSION, ENGINE_VERSION
 
@@ -24,9 +24,12 @@ def add_verbs(verbs: Any) -> None:
         verb.set_defaults(run=run)
 
     df = verbs.add_parser("df", help="disk usage")
+    df.add_argument("-v", "--verbose", action="store_true")
     df.set_defaults(run=run_df)
     system = verbs.add_parser("system", help="df, info, events").add_subparsers(dest="what", required=True)
-    system.add_parser("df").set_defaults(run=run_df)
+    df = system.add_parser("df")
+    df.add_argument("-v", "--verbose", action="store_true")
+    df.set_defaults(run=run_df)
     system.add_parser("info").set_defaults(run=run_info)
 
     for group in (verbs, system):
@@ -52,7 +55,8 @@ def run_version(client: Client, options: argparse.Namespace) -> int:
 
 
 def run_info(client: Client, options: argparse.Namespace) -> int:
-    found = client.call("GET", "/info")
+    found = client.call("GET", "/info", {"memory": True})
+    memory = found.get("Memory") or {}
     lines = [
         ("Containers", found["Containers"]),
         (" Running", found["ContainersRunning"]),
@@ -79,6 +83,7 @@ def run_info(client: Client, options: argparse.Namespace) -> int:
         ("Debug Mode", str(found["Debug"]).lower()),
         ("Experimental", str(found["ExperimentalBuild"]).lower()),
         ("Live Restore Enabled", str(found["LiveRestoreEnabled"]).lower()),
+        *((f"Engine {name}", human_size(memory[key])) for name, key in _MEMORY if key in memory),
     ]
     for key, value in lines:
         print(f"{key}: {value}")
@@ -87,7 +92,12 @@ def run_info(client: Client, options: argparse.Namespace) -> int:
     return 0
 
 
+_MEMORY = (("Memory (PSS)", "Pss"), ("Memory Peak", "PeakRss"), ("Memory Budget", "Budget"))
+
+
 def run_df(client: Client, options: argparse.Namespace) -> int:
+    if options.verbose:
+        return _run_df_verbose(client)
     found = client.call("GET", "/system/df")
     images, containers, volumes = found["Images"] or [], found["Containers"] or [], found["Volumes"] or []
     caches = found["BuildCache"] or []
@@ -118,6 +128,47 @@ def run_df(client: Client, options: argparse.Namespace) -> int:
         row("Build Cache", len(caches), 0, found.get("BuilderSize", 0), found.get("BuilderSize", 0)),
     ]
     print(table(["TYPE", "TOTAL", "ACTIVE", "SIZE", "RECLAIMABLE"], rows))
+    return 0
+
+
+def _run_df_verbose(client: Client) -> int:
+    """Each image, container and volume, and what the data root takes. Source: docker/cli formatter/disk_usage.go."""
+    found = client.call("GET", "/system/df", {"disk": True})
+    rows = []
+    for one in found["Images"] or []:
+        names = one["RepoTags"] or [f"{digest.partition('@')[0]}:<none>" for digest in one["RepoDigests"] or []]
+        repository, _, tag = (names[0] if names else "<none>:<none>").rpartition(":")
+        shared = max(0, one["SharedSize"])
+        sizes = [human_size(size, 4) for size in (one["Size"], shared, one["Size"] - shared)]
+        rows.append([repository, tag, short_id(one["Id"]), age(one["Created"]), *sizes, str(max(0, one["Containers"]))])
+    header = ["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE", "SHARED SIZE", "UNIQUE SIZE", "CONTAINERS"]
+    print(f"Images space usage:\n\n{table(header, rows)}\n")
+    rows = [
+        [
+            short_id(one["Id"]),
+            one["Image"] if not one["Image"].startswith("sha256:") else short_id(one["Image"]),
+            f'"{ellipsis(one["Command"], 20)}"',
+            str(sum(mount.get("Driver") == "local" for mount in one["Mounts"])),
+            human_size(one.get("SizeRw", 0), 3),
+            age(one["Created"]),
+            one["Status"],
+            ",".join(name.lstrip("/") for name in one["Names"]),
+        ]
+        for one in found["Containers"] or []
+    ]
+    header = ["CONTAINER ID", "IMAGE", "COMMAND", "LOCAL VOLUMES", "SIZE", "CREATED", "STATUS", "NAMES"]
+    print(f"Containers space usage:\n\n{table(header, rows)}\n")
+    rows = [
+        [one["Name"], str(one["UsageData"]["RefCount"]), human_size(one["UsageData"]["Size"])]
+        for one in found["Volumes"] or []
+    ]
+    print(f"Local Volumes space usage:\n\n{table(['VOLUME NAME', 'LINKS', 'SIZE'], rows)}\n")
+    ingests = found.get("Ingests") or []
+    rows = [[one["Digest"], human_size(one["Size"]), human_size(one["TotalSize"])] for one in ingests]
+    if rows:
+        print(f"Unfinished downloads:\n\n{table(['DIGEST', 'HERE', 'OF'], rows)}\n")
+    rows = [[name, human_size(size)] for name, size in found["Disk"].items()]
+    print(f"On disk:\n\n{table(['WHAT', 'SIZE'], [*rows, ['All', human_size(sum(found['Disk'].values()))]])}")
     return 0
 
 

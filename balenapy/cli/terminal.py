@@ -26,18 +26,18 @@ class Frames:
 
     def write(self, data: bytes) -> None:
         if not self._multiplexed:
-            _write_all(1, data)
+            write_all(1, data)
             return
         self._pending += data
         while len(self._pending) >= HEADER.size:
             stream, length = HEADER.unpack_from(self._pending)
             if len(self._pending) < HEADER.size + length:
                 return
-            _write_all(1 if stream == 1 else 2, self._pending[HEADER.size : HEADER.size + length])
+            write_all(1 if stream == 1 else 2, self._pending[HEADER.size : HEADER.size + length])
             self._pending = self._pending[HEADER.size + length :]
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes) -> None:
     (sys.stdout if descriptor == 1 else sys.stderr).flush()
     view = memoryview(data)
     while view:

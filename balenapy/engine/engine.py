@@ -8,6 +8,7 @@ order of construction does not matter.
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,8 @@ class Engine:
     containers: Containers = field(init=False)
     supervisors: Supervisors = field(init=False)
     execs: Execs = field(init=False)
+
+    started_s: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
         self.limits = limits_for(self.config.memory_budget, memory_bytes(), len(os.sched_getaffinity(0)))

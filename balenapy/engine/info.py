@@ -20,6 +20,7 @@ from balenapy import __version__, version
 from balenapy.core.container import Status
 from balenapy.core.wire import rfc3339nano
 from balenapy.engine.disk import disk_use
+from balenapy.engine.memory import memory_facts
 from balenapy.errors import EngineError, SystemFailure
 from balenapy.linux.process import run_tool
 
@@ -61,7 +62,11 @@ class Info:
     def version(self) -> dict[str, Any]:
         return self._version
 
-    async def info(self) -> dict[str, Any]:
+    async def info(self, *, memory: bool = False) -> dict[str, Any]:
+        """
+        Args:
+            memory: tell what this process takes as well.
+        """
         engine, config = self._engine, self._engine.config
         statuses = [container.state.status for container in engine.containers.all()]
         machine = await trio.to_thread.run_sync(_Machine, engine.runtimes.cgroups, limiter=engine.limiters.files)
@@ -137,6 +142,7 @@ class Info:
             "InitCommit": {"ID": "", "Expected": ""},
             "SecurityOptions": [f"name=seccomp,profile={config.seccomp_profile or 'default'}"],
             "Warnings": [*_api_warnings(config), *machine.warnings(), *engine.images.warnings()] or None,
+            **({"Memory": await memory_facts(engine)} if memory else {}),  # ours
         }
 
     async def disk_usage(self, *, disk: bool = False) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class Lines:
         self._limit = progress.UpdateLimit()
         self._ended = False
         self._held = False
+        self.last: dict[str, tuple[str, int, int]] = {}  # by id, a layer's say: status, current, total
 
     async def run(self) -> None:
         """Write until `end`, and then what is left."""
@@ -56,10 +57,12 @@ class Lines:
         self.put(progress.message(status, id))
 
     def step(self, id: str, status: str) -> None:
+        self.last[id] = (status, 0, 0)
         self.put(progress.step(id, status))
 
     def advance(self, id: str, status: str, current: int, total: int) -> None:
         """One of many; some are left out."""
+        self.last[id] = (status, current, total)
         if len(self._queue) < QUEUED_LINES and self._limit.allows(
             f"{id} {status}", current, total, trio.current_time()
         ):

@@ -84,6 +84,8 @@ class Pulls:
         self.patching = trio.CapacityLimiter(1)
         self._transfers: dict[str, _Transfer] = {}  # by chain_id
         self._working: Counter[str] = Counter()  # leases of pulls that are under way
+        self._under_way: dict[Lines, str] = {}  # and what each of them pulls
+        self.delta_layers = self.delta_bytes = self.delta_saved_bytes = 0  # since the daemon began
         self.platform = platform_of_machine(os.uname().machine, bits=struct.calcsize("P") * 8)
         self.sleep: Callable[[float], Awaitable[None]] = trio.sleep  # tests do not wait
 
@@ -111,12 +113,15 @@ class Pulls:
         failure: EngineError | None = None
         async with one_error(), trio.open_nursery() as nursery:
             nursery.start_soon(lines.run)
+            self._under_way[lines] = reference.familiar()
             try:
                 newer = await self._pull_wanted(reference, auth, platform or self.platform, lines, deltas)
                 done = "Downloaded newer image for" if newer else "Image is up to date for"
                 lines.message(f"Status: {done} {reference.familiar()}")
             except EngineError as error:  # what was said before it is still written
                 failure = error
+            finally:
+                del self._under_way[lines]
             lines.end()
         if failure is not None:
             raise failure
@@ -139,11 +144,31 @@ class Pulls:
                 pull = _Pull(engine, self, session, one, platform, lines, deltas, source)
                 newer |= await pull.run()
                 came += pull.came_as_deltas
+        self._count(came)
         found = engine.images.store.find_reference(wanted[-1]) if wanted else None
         labels = engine.images.get(found.image_id).labels if found is not None else None
         told = {**(labels or {}), "name": reference.familiar_name(), **deltaplan.event_attributes(came)}
         engine.events.publish("image", "pull", reference.familiar(), told)
         return newer
+
+    def _count(self, came: Sequence[tuple[Way, int]]) -> None:
+        self.delta_layers += len(came)
+        self.delta_bytes += sum(way.size_bytes for way, _ in came)
+        # Of a delta image nobody knows what the layers would have taken.
+        self.delta_saved_bytes += sum(size - way.size_bytes for way, size in came if way.format != deltaplan.LIBRSYNC)
+
+    def progress(self) -> list[dict[str, Any]]:
+        """The pulls under way, each with the last that was told of its layers."""
+        return [
+            {
+                "Reference": reference,
+                "Layers": [
+                    {"Id": id, "Status": status, "Current": current, "Total": total}
+                    for id, (status, current, total) in lines.last.items()
+                ],
+            }
+            for lines, reference in self._under_way.items()
+        ]
 
     async def mend(self, record: ReferenceRecord, auth: str) -> None:
         """Fetch what is damaged or missing of an image that was pulled by this reference.

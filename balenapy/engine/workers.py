@@ -61,6 +61,7 @@ class Workers:
         self._places = {sort: trio.CapacityLimiter(at_once) for sort in SORTS}
         self._apart = trio.CapacityLimiter(1)
         self._python = python_command()
+        self.running = 0  # those that wait for their turn included
         self._memory = MemoryBound.find(engine.config.cgroup_parent, engine.limits.worker_bytes)
 
     async def run(
@@ -86,6 +87,22 @@ class Workers:
         Raises: EngineError of the kind the worker reported; SystemFailure when it died without a report.
         Cancellation: the worker is killed and reaped; what it wrote stays where its arguments pointed.
         """
+        self.running += 1
+        try:
+            return await self._run_in_turn(verb, args, feed, drain, progress, apart=apart)
+        finally:
+            self.running -= 1
+
+    async def _run_in_turn(
+        self,
+        verb: str,
+        args: Mapping[str, object],
+        feed: Feed | None,
+        drain: Drain | None,
+        progress: Progress | None,
+        *,
+        apart: bool,
+    ) -> dict[str, Any]:
         async with self._apart if apart else self._places[feed is not None, drain is not None]:
             return await self.run_by(self._start, verb, args, feed=feed, drain=drain, progress=progress)
 

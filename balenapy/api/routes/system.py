@@ -36,7 +36,7 @@ def register(app: App, engine: Engine) -> None:
         return json_response(engine.info.version())
 
     async def info(request: Request) -> Response:
-        return json_response(await engine.info.info())
+        return json_response(await engine.info.info(memory=query.boolean(request.args, "memory")))
 
     async def events(request: Request) -> StreamResponse:
         since_ns = query.timestamp_ns(request.args, "since")
