@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from delta import cli
 from delta.oci import compact, sha256
+from tests.delta.command import output_of, run
 from tests.delta.layouts import write_layout
 from tests.delta.make_vectors import vectors
 
@@ -28,13 +27,6 @@ def write_archive(path: Path, layers: list[bytes], more: dict[str, str] | None =
             tar.addfile(info, io.BytesIO(data))
 
 
-@pytest.fixture(autouse=True)
-def silent(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """What the command line prints is nothing to tell at the end of the suite."""
-    yield
-    capsys.readouterr()
-
-
 @pytest.fixture
 def images(tmp_path: Path) -> tuple[Path, Path, bytes]:
     layers, target = vectors()["contents"]
@@ -43,21 +35,17 @@ def images(tmp_path: Path) -> tuple[Path, Path, bytes]:
     return tmp_path / "old", tmp_path / "new", target
 
 
-def test_an_update_is_made_applied_verified_and_shown(
-    images: tuple[Path, Path, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_update_is_made_applied_verified_and_shown(images: tuple[Path, Path, bytes], tmp_path: Path) -> None:
     old, new, target = images
     delta, out = tmp_path / "delta", tmp_path / "out"
 
-    assert cli.main(["make", str(old), str(new), "-o", str(delta)]) == 0
-    assert cli.main(["apply", str(delta), str(old), "-o", str(out)]) == 0
-    assert cli.main(["verify", str(delta), str(old)]) == 0
-    assert cli.main(["inspect", str(delta)]) == 0
+    assert run("make", str(old), str(new), "-o", str(delta)) == 0
+    assert run("apply", str(delta), str(old), "-o", str(out)) == 0
+    printed = output_of("verify", delta, old) + output_of("inspect", delta)
 
     (tar,) = out.iterdir()
     assert tar.name == sha256(target).removeprefix("sha256:") + ".tar"
     assert tar.read_bytes() == target
-    printed = capsys.readouterr().out
     assert "layer 0: " + sha256(vectors()["contents"][0][0]) + ": in the base" in printed
     assert "memory to apply" in printed
 
@@ -66,9 +54,9 @@ def test_an_update_by_tar_diff(images: tuple[Path, Path, bytes], tmp_path: Path)
     old, new, target = images
     delta, out = tmp_path / "delta", tmp_path / "out"
 
-    assert cli.main(["make", "--format", "tar-diff", str(old), str(new), "-o", str(delta)]) == 0
-    assert cli.main(["apply", str(delta), str(old), "-o", str(out)]) == 0
-    assert cli.main(["verify", str(delta), str(old)]) == 0
+    assert run("make", "--format", "tar-diff", str(old), str(new), "-o", str(delta)) == 0
+    assert run("apply", str(delta), str(old), "-o", str(out)) == 0
+    assert run("verify", str(delta), str(old)) == 0
 
     assert [path.read_bytes() for path in out.iterdir()] == [target]
 
@@ -79,8 +67,8 @@ def test_archives_serve_as_images(tmp_path: Path) -> None:
     write_archive(tmp_path / "new.tar", [target])
     arguments = [str(tmp_path / "old.tar"), str(tmp_path / "new.tar"), "-o", str(tmp_path / "delta")]
 
-    assert cli.main(["make", *arguments]) == 0
-    assert cli.main(["verify", str(tmp_path / "delta"), str(tmp_path / "old.tar")]) == 0
+    assert run("make", *arguments) == 0
+    assert run("verify", str(tmp_path / "delta"), str(tmp_path / "old.tar")) == 0
 
 
 def test_failures_say_why(
@@ -88,7 +76,7 @@ def test_failures_say_why(
 ) -> None:
     old, new, _ = images
     delta = tmp_path / "delta"
-    cli.main(["make", str(old), str(new), "-o", str(delta)])
+    run("make", str(old), str(new), "-o", str(delta))
     for arguments, reason in (
         (["verify", str(delta), str(new)], "not the base"),
         (["verify", str(old), str(new)], "no delta"),
@@ -100,20 +88,20 @@ def test_failures_say_why(
         (["verify", str(delta), str(old), "--device-memory", "1"], "needs"),
     ):
         capsys.readouterr()
-        assert cli.main(arguments) == 1
+        assert run(*arguments) == 1
         assert reason in capsys.readouterr().err
 
 
 def test_a_damaged_blob_leaves_no_layer(images: tuple[Path, Path, bytes], tmp_path: Path) -> None:
     old, new, _ = images
     delta, out = tmp_path / "delta", tmp_path / "out"
-    cli.main(["make", str(old), str(new), "-o", str(delta)])
+    run("make", str(old), str(new), "-o", str(delta))
     for blob in (delta / "blobs/sha256").iterdir():
         data = blob.read_bytes()
         if data.startswith(b"BPDELTA1"):
             blob.write_bytes(data[:-20] + bytes(20))
 
-    assert cli.main(["apply", str(delta), str(old), "-o", str(out)]) == 1
+    assert run("apply", str(delta), str(old), "-o", str(out)) == 1
     assert list(out.iterdir()) == []
 
 
@@ -122,7 +110,7 @@ def test_librsync_deltas_of_files(tmp_path: Path) -> None:
     (tmp_path / "new").write_bytes(b"x" + bytes(range(256)) * 41)
     files = {name: str(tmp_path / name) for name in ("old", "new", "delta", "back")}
 
-    assert cli.main(["make", "--format", "librsync", files["old"], files["new"], "-o", files["delta"]]) == 0
-    assert cli.main(["apply", files["delta"], files["old"], "-o", files["back"]]) == 0
+    assert run("make", "--format", "librsync", files["old"], files["new"], "-o", files["delta"]) == 0
+    assert run("apply", files["delta"], files["old"], "-o", files["back"]) == 0
 
     assert (tmp_path / "back").read_bytes() == (tmp_path / "new").read_bytes()

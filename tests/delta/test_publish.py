@@ -8,22 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from delta import cli
 from delta.artifact import ARTIFACT_TYPE, BASE_ANNOTATION, LAYER_TYPE, TAR_DIFF_TARGET
 from delta.publish import DELTA_INDEX_TAG, fallback_tag, find_deltas
 from delta.registry import INDEX, Document, Repository, parse_reference
+from tests.delta.command import output_of, run
 from tests.delta.layouts import push_layout, write_layout
 from tests.delta.make_vectors import vectors
 from tests.delta.test_cli import write_archive
 from tests.registry.fake import FakeRegistry, fake_registry
 from tests.registry_process import running_registry
-
-
-@pytest.fixture(autouse=True)
-def silent(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """What the command line prints is nothing to tell at the end of the suite."""
-    yield
-    capsys.readouterr()
 
 
 @pytest.fixture
@@ -50,17 +43,11 @@ def versions(folder: Path, name: str) -> dict[str, str]:
     return digests
 
 
-def run(*arguments: object) -> int:
-    return cli.main([*map(str, arguments)])
-
-
 def repository_of(name: str) -> Repository:
     return Repository(parse_reference(name), actions="pull,push,delete")
 
 
-def test_a_ci_step_publishes_deltas_that_a_device_finds(
-    real: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_ci_step_publishes_deltas_that_a_device_finds(real: str, tmp_path: Path) -> None:
     name = f"{real}/team/app"
     digests = versions(tmp_path, name)
     (tmp_path / "arm").mkdir()
@@ -86,8 +73,7 @@ def test_a_ci_step_publishes_deltas_that_a_device_finds(
         assert layer["mediaType"] == LAYER_TYPE
         assert repository.read_blob(layer["digest"], layer["size"]).startswith(b"BPDELTA1")
     for tag in ("1.8", "1.9"):
-        assert run("verify", f"{name}:1.10", f"{name}:{tag}") == 0
-    assert "rebuilt" in capsys.readouterr().out
+        assert "rebuilt" in output_of("verify", f"{name}:1.10", f"{name}:{tag}")
 
 
 def test_pushing_again_changes_nothing_and_a_new_delta_replaces_the_old(real: str, tmp_path: Path) -> None:
