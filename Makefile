@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 STAMP := $(VENV)/.installed
 
-.PHONY: test-arm test-yocto demo test lint venv run bench bench-delta test-powercut constraints clean deps deps-test
+.PHONY: test-arm test-yocto demo test lint venv run bench bench-delta test-delta test-powercut constraints clean deps deps-test
 
 demo: venv deps ## pull, run, read logs, exec, stop: on a private socket and data root
 	$(BIN)/python -m tests.demo
@@ -44,6 +44,10 @@ bench: venv deps deps-test ## side by side with dockerd where that is installed
 
 bench-delta: venv deps-test ## sizes and costs of deltas; PAIRS names a folder of image pairs
 	$(BIN)/python -m tests.bench.delta $(PAIRS)
+
+test-delta: venv ## the long form of what `make test` tries of deltas: 100,000 random pairs, 1,000,000 damaged deltas
+	$(BIN)/python -m tests.delta.inverse 100000 1000000
+	$(BIN)/python -m tests.delta.fuzz 1000000 1000000
 
 test-powercut: venv deps deps-test ## real power cuts in a virtual machine
 	.ci/packages qemu-system-x86

@@ -182,7 +182,12 @@ def _make(arguments: argparse.Namespace) -> None:
     codecs = frozenset(arguments.codecs.split(","))
     if not codecs <= {"bsdiff", "zstd"}:
         raise Unsupported(f"--codecs {arguments.codecs}: only bsdiff and zstd")
-    settings = Settings(fast=arguments.effort == "fast", jobs=max(1, arguments.jobs), codecs=codecs)
+    settings = Settings(
+        fast=arguments.effort == "fast",
+        jobs=max(1, arguments.jobs),
+        codecs=codecs,
+        device_bytes=arguments.device_memory << 20,
+    )
     with ExitStack() as stack:
         images = _Images(stack, arguments)
         new = images.open(arguments.new)

@@ -31,19 +31,29 @@ from bsdiff4 import core
 from delta import program, sections
 from delta.addresses import Layout, Relocation, find_layout, least_region
 from delta.base import LayerTar
+from delta.errors import OverBudget
 from delta.headers import FIRST_MASK, MAX_MASKS, RAW, SAME, ZERO_BLOCK, is_extension, mask_of
 from delta.match import BaseIndex, Known, Place, survey
-from delta.native import COPIED, MAX_MOVED_TRIPLES, base_check, encode_control, moved_regions
+from delta.native import (
+    COPIED,
+    DEFAULT_BUDGET_BYTES,
+    MAX_MOVED_TRIPLES,
+    OWN_BYTES,
+    base_check,
+    encode_control,
+    moved_regions,
+)
 from delta.program import ChunkWriter
 from delta.sections import Head, zigzag
 from delta.tarmembers import BLOCK, padded, parse_number
 
 Triple = tuple[int, int, int]
 
-FRAME_PLAIN_BYTES = 2 << 20  # of the new file in one frame
-FRAME_PREFIX_BYTES = 4 << 20  # of the old one
+FRAME_PLAIN_BYTES = 2 << 20
+FRAME_PREFIX_BYTES = 4 << 20
 FRAME_TABLES_BYTES = 80  # what a frame spends on tables
 MIN_FRAMED_COST = 48
+MIN_DEVICE_BYTES = OWN_BYTES + (2 << 20)
 MAX_FRAME_FILES = 4096
 LARGE_BYTES = 4 << 20
 REWRITTEN_PART = 16
@@ -68,6 +78,13 @@ PROPERTIES = {
 }
 
 
+class FrameLimits(NamedTuple):
+    """The most bytes of one frame."""
+
+    plain: int  # of the new file
+    prefix: int  # of the old one
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How much work the maker puts in."""
@@ -75,6 +92,14 @@ class Settings:
     fast: bool = False
     jobs: int = 1
     codecs: frozenset[str] = frozenset(("bsdiff", "zstd"))
+    device_bytes: int = DEFAULT_BUDGET_BYTES  # of memory, for whoever applies it
+
+    @property
+    def frames(self) -> FrameLimits:
+        """A quarter of the device's memory is for frames, which take twice what they make and are made from."""
+        return FrameLimits(
+            min(FRAME_PLAIN_BYTES, self.device_bytes // 24), min(FRAME_PREFIX_BYTES, self.device_bytes // 12)
+        )
 
 
 class Bsdiff(NamedTuple):
@@ -242,11 +267,11 @@ def compress_frame(prefix: bytes, plain: bytes, level: int) -> bytes:
     return zstandard.ZstdCompressor(compression_params=parameters, dict_data=dictionary).compress(plain)
 
 
-def frame_parts(old_bytes: int, new_bytes: int) -> Iterator[tuple[int, int, int, int]]:
+def frame_parts(old_bytes: int, new_bytes: int, limits: FrameLimits) -> Iterator[tuple[int, int, int, int]]:
     """A large file as parts: (start, size, where the old bytes about the same place begin, how many)."""
-    for start in range(0, new_bytes, FRAME_PLAIN_BYTES):
-        size = min(FRAME_PLAIN_BYTES, new_bytes - start)
-        length = min(old_bytes, FRAME_PREFIX_BYTES)
+    for start in range(0, new_bytes, limits.plain):
+        size = min(limits.plain, new_bytes - start)
+        length = min(old_bytes, limits.prefix)
         middle = (start + size // 2) * old_bytes // new_bytes
         yield start, size, min(max(0, middle - length // 2), old_bytes - length), length
 
@@ -288,7 +313,7 @@ def choose(old: bytes | None, new: bytes, source: Place | None, settings: Settin
     if "zstd" in settings.codecs and best.cost_bytes > MIN_FRAMED_COST and rewritten:
         level = 9 if settings.fast else 19
         cost = 0
-        for start, size, offset, length in frame_parts(len(old), len(new)):
+        for start, size, offset, length in frame_parts(len(old), len(new), settings.frames):
             cost += len(compress_frame(old[offset : offset + length], new[start : start + size], level))
         # In company, a small file's frame needs no tables of its own.
         cost -= min(FRAME_TABLES_BYTES, cost // 3)
@@ -300,8 +325,8 @@ def choose(old: bytes | None, new: bytes, source: Place | None, settings: Settin
 class _Frames:
     """Gathers the files that frames make, in order: small ones together, large ones in parts."""
 
-    def __init__(self, index: BaseIndex, level: int) -> None:
-        self._index, self._level = index, level
+    def __init__(self, index: BaseIndex, level: int, limits: FrameLimits) -> None:
+        self._index, self._level, self._limits = index, level, limits
         self.stream = bytearray()
         self._owner: Content | None = None
         self.largest_bytes = 0
@@ -313,13 +338,14 @@ class _Frames:
     def add(self, content: Content, source: Place, new: bytes) -> None:
         """Take a file in."""
         old_bytes = self._index.at(source).member.size
-        if len(new) > FRAME_PLAIN_BYTES or old_bytes > FRAME_PREFIX_BYTES:
+        limits = self._limits
+        if len(new) > limits.plain or old_bytes > limits.prefix:
             self.flush()
-            for start, size, offset, length in frame_parts(old_bytes, len(new)):
+            for start, size, offset, length in frame_parts(old_bytes, len(new), limits):
                 self._take(content, Range(source, offset, length), new[start : start + size])
                 self.flush()
             return
-        full = self._plain_bytes + len(new) > FRAME_PLAIN_BYTES or self._prefix_bytes + old_bytes > FRAME_PREFIX_BYTES
+        full = self._plain_bytes + len(new) > limits.plain or self._prefix_bytes + old_bytes > limits.prefix
         if full or len(self._plain) == MAX_FRAME_FILES:
             self.flush()
         self._take(content, Range(source, 0, old_bytes), new)
@@ -364,6 +390,8 @@ class LayerMaker:
     """Makes the delta of one target layer from a whole base."""
 
     def __init__(self, index: BaseIndex, base_diff_ids: Sequence[str], target: LayerTar, settings: Settings) -> None:
+        if settings.device_bytes < MIN_DEVICE_BYTES:
+            raise OverBudget(f"a device needs {MIN_DEVICE_BYTES} bytes of memory, not {settings.device_bytes}")
         self._index, self._target, self._settings = index, target, settings
         self._base_diff_ids = base_diff_ids
         self._chunks = ChunkWriter()
@@ -380,7 +408,7 @@ class LayerMaker:
         digest = hashlib.sha256()
         for offset in range(0, self._target.total, _READ_BYTES):
             digest.update(self._target.pread(offset, _READ_BYTES))
-        frames = _Frames(self._index, 9 if self._settings.fast else 19)
+        frames = _Frames(self._index, 9 if self._settings.fast else 19, self._settings.frames)
         members = []
         for known, reference, content in self._contents():
             members.append((known, reference, content))
@@ -400,9 +428,12 @@ class LayerMaker:
         self._chunks.flush()
         self._streams[sections.META] = self._chunks.out
         self._streams[sections.CONTROL] = bytearray(encode_control(self._triples))
+        room = self._settings.device_bytes - OWN_BYTES - 2 * frames.largest_bytes
+        # The frames are compressed; nothing is gained by a window over them.
+        sizes = [len(stream) if number in PROPERTIES else 0 for number, stream in enumerate(self._streams)]
         packed = []
-        for number, stream in enumerate(self._streams):
-            packed.append(sections.pack(bytes(stream), PROPERTIES.get(number, ()), self._settings.fast))
+        for number, (stream, log) in enumerate(zip(self._streams, sections.window_logs(sizes, room), strict=True)):
+            packed.append(sections.pack(bytes(stream), PROPERTIES.get(number, ()), log, self._settings.fast))
             stream.clear()
         head = Head(
             self._target.total,

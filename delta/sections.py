@@ -14,13 +14,13 @@ The first section is cut into chunks of columns: all numbers of one kind of a fe
 from __future__ import annotations
 
 import lzma
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, cast
 
 import zstandard
 
-from delta.errors import Malformed, Unsupported
+from delta.errors import Malformed, OverBudget, Unsupported
 
 MAGIC = b"BPDELTA1"
 STORED, LZMA, ZSTD = range(3)
@@ -192,34 +192,39 @@ def window_log_for(size: int) -> int:
     return min(MAX_WINDOW_LOG, max(MIN_WINDOW_LOG, (size - 1).bit_length()))
 
 
-def compress_lzma(data: bytes, properties: tuple[int, int, int], preset: int) -> tuple[Section, bytes]:
+def window_logs(sizes: Sequence[int], budget_bytes: int) -> list[int]:
+    """Windows for sections of these sizes that fit into a budget together: the largest give way.
+
+    Raises:
+        OverBudget: they cannot.
+    """
+    logs = [window_log_for(size) for size in sizes]
+    while sum(1 << log for log in logs) > budget_bytes:
+        largest = max(range(len(logs)), key=logs.__getitem__)
+        if logs[largest] == MIN_WINDOW_LOG:
+            raise OverBudget(f"no windows fit into {budget_bytes} bytes of a device's memory")
+        logs[largest] -= 1
+    return logs
+
+
+def compress_lzma(data: bytes, properties: tuple[int, int, int], preset: int, log: int) -> tuple[Section, bytes]:
     lc, lp, pb = properties
-    log = window_log_for(len(data))
     section = Section(LZMA, 0, len(data), log, lc + 9 * (lp + 5 * pb))
     (filters,) = lzma_filters(section)
     packed = lzma.compress(data, lzma.FORMAT_RAW, filters=[{**filters, "preset": preset}])
     return Section(LZMA, len(packed), len(data), log, section.properties), packed
 
 
-def compress_zstd(data: bytes, level: int) -> tuple[Section, bytes]:
-    log = window_log_for(len(data))
-    parameters = zstandard.ZstdCompressionParameters.from_level(
-        level, source_size=len(data), window_log=log, format=zstandard.FORMAT_ZSTD1_MAGICLESS, write_content_size=0
-    )
-    packed = zstandard.ZstdCompressor(compression_params=parameters).compress(data)
-    return Section(ZSTD, len(packed), len(data), log, 0), packed
-
-
 def pack(
-    data: bytes, properties: tuple[tuple[int, int, int], ...], fast: bool = False
+    data: bytes, properties: tuple[tuple[int, int, int], ...], window_log: int, fast: bool = False
 ) -> tuple[Section, bytes]:
-    """The smallest of several ways to store a section."""
+    """The smallest of several ways to store a section. `window_log` is enough for it, or all there is."""
     choices = [(Section(STORED, len(data), len(data), 0, 0), data)]
     if len(data) > 8:
         # Matches of up to 273 bytes are worth their time in a diff: 15 % on executables.
         preset = 3 if fast and len(data) > 1 << 20 else 9 | lzma.PRESET_EXTREME
         tried = properties[:1] if len(data) > MANY_PROPERTIES_BYTES else properties
-        choices += [compress_lzma(data, each, preset) for each in tried]
+        choices += [compress_lzma(data, each, preset, window_log) for each in tried]
     return min(choices, key=lambda choice: len(choice[1]))
 
 

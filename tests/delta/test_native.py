@@ -84,7 +84,10 @@ def test_files_are_found_in_other_layers_and_under_other_names() -> None:
     assert len(made.data) < 450
 
 
-@pytest.mark.parametrize("settings", [Settings(), Settings(fast=True), Settings(codecs=frozenset(("zstd",)))])
+@pytest.mark.parametrize(
+    "settings",
+    [Settings(), Settings(fast=True), Settings(codecs=frozenset(("zstd",))), Settings(device_bytes=10 << 20)],
+)
 def test_large_files_go_in_pieces(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than a piece, more than a frame, and old ranges far apart."""
     rng = random.Random(5)
@@ -96,7 +99,8 @@ def test_large_files_go_in_pieces(settings: Settings, monkeypatch: pytest.Monkey
     target = plain_tar(Entry("big", data=new), Entry("after", data=b"x"))
 
     with opened_base([plain_tar(Entry("big", data=old))]) as base:
-        assert apply(base, make(base, target, settings).data) == target
+        made = make(base, target, settings)
+        assert apply(base, made.data, settings.device_bytes) == target
 
 
 def test_deltas_for_another_base_are_refused() -> None:
@@ -126,6 +130,11 @@ def test_what_needs_more_than_the_budget_is_refused_before_it_is_taken() -> None
             apply(base, data + b"", budget_bytes=1 << 20)
         with pytest.raises(Malformed, match="at most"):
             list(native.apply(lambda at, n: data[at : at + n], base, max_bytes=1 << 20))
+
+
+def test_a_device_of_too_little_memory_is_refused_at_once() -> None:
+    with opened_base([plain_tar()]) as base, pytest.raises(OverBudget):
+        make(base, plain_tar(), Settings(device_bytes=9 << 20))
 
 
 def test_strangers_and_later_versions_are_told_apart() -> None:
