@@ -39,7 +39,7 @@ from delta.tarmembers import Member, scan
 STORE_BLOCK_BYTES = 32 << 10
 STORE_CACHED_BLOCKS = 8  # of each layer
 _FILE = struct.Struct("<QII")  # size, CRC-32, length of the path that follows
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOATIME  # reading a base writes nothing to the card
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
