@@ -154,6 +154,7 @@ class VolumeOptions:
     no_copy: bool = flag("NoCopy", omit=True)
     labels: dict[str, str] | None = optional("Labels", omit=True)
     driver_config: VolumeDriver | None = optional("DriverConfig", omit=True)
+    subpath: str = text("Subpath", omit=True)  # of API 1.45: known so that it can be refused
 
 
 @dataclass(slots=True)

@@ -134,6 +134,9 @@ def _check(mount: Mount) -> None:
         _check_absolute(mount.source)
     elif mount.type == "volume":
         _refuse(mount, "bind_options", "tmpfs_options")
+        if mount.volume_options is not None and mount.volume_options.subpath:
+            # Engines of 1.39 ignore it, and mount more than was asked for.
+            raise _Invalid("VolumeOptions.Subpath needs API v1.45 or newer")
         if not mount.source and mount.read_only:
             raise _Invalid("must not set ReadOnly mode when using anonymous volumes")
     elif mount.type == "tmpfs":

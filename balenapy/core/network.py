@@ -101,14 +101,16 @@ class PoolRecord:
     ip_range: str = text("IPRange", omit=True)
     gateway: str = text("Gateway")
     auxiliary: dict[str, str] = struct("Auxiliary", dict, omit=True)
+    chosen: bool = flag("Chosen", omit=True)  # by us: nobody asked for this subnet
 
     @classmethod
-    def of(cls, pool: Pool) -> PoolRecord:
+    def of(cls, pool: Pool, *, chosen: bool) -> PoolRecord:
         return cls(
             str(pool.subnet),
             str(pool.ip_range) if pool.ip_range else "",
             str(pool.gateway),
             {name: str(address) for name, address in pool.auxiliary.items()},
+            chosen,
         )
 
     @property

@@ -44,9 +44,9 @@ class Volume:
         return {
             "CreatedAt": rfc3339nano(self.created_ns // _SECOND * _SECOND),
             "Driver": LOCAL,
-            "Labels": self.labels,
+            "Labels": None if self.labels is None else dict(sorted(self.labels.items())),
             "Mountpoint": mountpoint,
             "Name": self.name,
-            "Options": self.driver_opts,
+            "Options": None if self.driver_opts is None else dict(sorted(self.driver_opts.items())),
             "Scope": "local",
         }

@@ -43,7 +43,7 @@ from balenapy.core.network import (
 from balenapy.core.timefmt import parse_until
 from balenapy.engine.bridges import Bridge
 from balenapy.engine.netfiles import host_resolv_conf
-from balenapy.engine.sandboxes import NetworkAttachment, Sandboxes, add_short_id, check_settings
+from balenapy.engine.sandboxes import CONFIGURATION_ONLY, NetworkAttachment, Sandboxes, add_short_id, check_settings
 from balenapy.engine.segments import Segment
 from balenapy.engine.sharedlinks import SharedLink
 from balenapy.errors import Conflict, EngineError, Forbidden, InvalidParameter, NotFound, SystemFailure
@@ -281,7 +281,9 @@ class Networks:
         """
         network, matches, how = self._look_up(name)
         if matches > 1:
-            raise InvalidParameter(f"network {name} is ambiguous ({matches} matches found based on {how})")
+            # As it is worded there: moby daemon/network.go, FindNetwork.
+            found = "on name" if how == "name" else f"based on {how}"
+            raise InvalidParameter(f"network {name} is ambiguous ({matches} matches found {found})")
         return network
 
     def get(self, name: str, scope: str = "") -> Network:
@@ -480,6 +482,7 @@ class Networks:
         subnets = [ipam.parse_subnet(entry.subnet) for entry in entries]
         taken = [subnet for segment in self._segments.values() for subnet in segment.subnets]
         pools: list[Pool] = []
+        chosen: list[Pool] = []
         shown: dict[int, list[IPAMConfigEntry]] = {4: [], 6: []}
         for entry, subnet in zip(entries, subnets, strict=True):
             shown[subnet.version].append(entry)
@@ -494,20 +497,23 @@ class Networks:
             taken_now = [*self._taken_subnets(), *(pool.subnet for pool in pools)]
             pool = ipam.make_pool(ipam.choose_subnet(candidates, taken_now, version))
             pools.append(pool)
+            chosen.append(pool)
             shown[version].append(IPAMConfigEntry(subnet=str(pool.subnet), gateway=str(pool.gateway)))
         if network.driver == BRIDGE and any(
             len([one for one in pools if one.subnet.version == version]) > 1 for version in (4, 6)
         ):
             raise Forbidden("bridge driver doesn't support multiple subnets")
         network.ipam = IPAM("default", asked.options, [*shown[4], *shown[6]])
-        network.pools = [PoolRecord.of(pool) for pool in pools]
+        network.pools = [PoolRecord.of(pool, chosen=pool in chosen) for pool in pools]
 
     async def remove(self, name: str) -> None:
         """Remove a network on which nobody runs.
 
         Raises: NotFound, InvalidParameter, Forbidden.
         """
-        network = self.find(name)
+        network, matches, how = self._look_up(name)
+        if matches > 1:
+            raise InvalidParameter(f"network {name} is ambiguous ({matches} matches found based on {how})")
         if network is None:
             raise NotFound(f"network {name} not found")
         if network.builtin:
@@ -570,7 +576,7 @@ class Networks:
         if network is None:
             raise NotFound(f"network {name} not found")
         if network.config_only:
-            raise Forbidden(f"cannot create endpoint on configuration-only network: {network.name}")
+            raise Forbidden(CONFIGURATION_ONLY)
         asked = settings or EndpointSettings()
         wanted = EndpointSettings(
             ipam_config=asked.ipam_config, links=asked.links, aliases=asked.aliases, driver_opts=asked.driver_opts

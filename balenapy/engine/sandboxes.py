@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 UNDO_TIMEOUT_S = 10
+CONFIGURATION_ONLY = "cannot create endpoint on configuration-only network"
 _MAX_INTERFACES = 1000
 
 
@@ -241,7 +242,7 @@ class Sandboxes:
             if network is None or (network.pools and self._networks.find_segment(network.id) is None):
                 raise NotFound(f"network {name} not found")
             if network.config_only:
-                raise Forbidden(f"cannot create endpoint on configuration-only network: {network.name}")
+                raise Forbidden(CONFIGURATION_ONLY)
             check_settings(network, settings)
             add_short_id(network, settings, container)
             chosen.append((network, settings))
@@ -513,15 +514,15 @@ def check_settings(network: Network, settings: EndpointSettings) -> None:
 
     Raises: InvalidParameter. Source: moby daemon/container_operations.go updateNetworkConfig.
     """
-    static = settings.ipam_config is not None and (
-        settings.ipam_config.ipv4_address or settings.ipam_config.ipv6_address or settings.ipam_config.link_local_ips
-    )
+    asked = settings.ipam_config or IPAMConfig()
     if network.builtin:
-        if static:
+        if asked.ipv4_address or asked.ipv6_address or asked.link_local_ips:
             raise InvalidParameter("user specified IP address is supported on user defined networks only")
         if settings.aliases:
             raise InvalidParameter("network-scoped alias is supported only for containers in user defined networks")
-    elif static and not any(entry.subnet for entry in network.ipam.config or ()):
+        return
+    configured = {record.pool.subnet.version for record in network.pools if not record.chosen}
+    if (asked.ipv4_address and 4 not in configured) or (asked.ipv6_address and 6 not in configured):
         raise InvalidParameter(
             "user specified IP address is supported only when connecting to networks with user configured subnets"
         )

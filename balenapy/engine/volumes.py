@@ -406,7 +406,8 @@ class Volumes:
     ) -> Volume:
         """Make a volume, or return the one that has this name, unchanged.
 
-        Raises: InvalidParameter, NotFound (driver).
+        Raises: InvalidParameter, NotFound (driver), Conflict when the one that is there has other options. (The engine
+        we replace then returns it all the same, and whoever asked writes to another place than he thinks.)
         """
         name = name or secrets.token_hex(32)
         self._check_create(name, driver, options)
@@ -420,6 +421,8 @@ class Volumes:
                     None if labels is None else dict(labels),
                 )
                 await self._store.insert(volume)
+            elif options and dict(options) != (volume.driver_opts or {}):
+                raise Conflict(f"create {name}: volume '{name}' exists already with other driver options")
         self._engine.events.volume(name, "create", {"driver": LOCAL})
         return volume
 
@@ -494,12 +497,15 @@ class Volumes:
         return removed, reclaimed
 
     async def usage(self) -> list[VolumeUsage]:
-        """Every volume with its size and how many containers use it: walks the trees."""
+        """Every volume without options, its size and how many containers use it: walks the trees.
+
+        Source: moby volume/service LocalVolumesSize: what is mounted from elsewhere takes no room here.
+        """
         found = []
         for volume in self._store.all():
-            size_bytes = -1  # moby: of what is mounted there we do not know the size
-            if not _has_device(volume):
-                size_bytes, _ = await self._in_thread(durable.tree_size, self._store.mountpoint(volume.name))
+            if volume.driver_opts:
+                continue
+            size_bytes, _ = await self._in_thread(durable.tree_size, self._store.mountpoint(volume.name))
             found.append(VolumeUsage(volume, len(self.users(volume.name)), size_bytes))
         return found
 
@@ -627,8 +633,8 @@ def _mount_device(kind: str, words: str, device: str, target: Path) -> None:
 
 
 def _with_address(word: str) -> str:
-    """`addr=name` -> `addr=address`: the kernel's nfs does not resolve names."""
+    """`addr=name` -> `addr=address`: the kernel's nfs does not resolve names. Raises: OSError."""
     key, _, value = word.partition("=")
     if key != "addr":
         return word
-    return f"addr={socket.getaddrinfo(value, None, socket.AF_INET)[0][4][0]}"
+    return f"addr={socket.getaddrinfo(value, None, type=socket.SOCK_STREAM)[0][4][0]}"

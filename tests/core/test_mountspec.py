@@ -92,6 +92,10 @@ def test_bad_binds_are_refused_in_the_references_words(text: str, message: str) 
             Mount("volume", "v", "/t", bind_options=BindOptions()),
             'invalid mount config for type "volume": field BindOptions must not be specified',
         ),
+        (
+            Mount("volume", "v", "/t", volume_options=VolumeOptions(subpath="a/b")),
+            'invalid mount config for type "volume": VolumeOptions.Subpath needs API v1.45 or newer',
+        ),
         (Mount("tmpfs", "s", "/t"), 'invalid mount config for type "tmpfs": field Source must not be specified'),
         (
             Mount("tmpfs", "", "//"),

@@ -263,13 +263,87 @@ async def test_removing_what_does_not_exist_is_an_error_unless_forced(tmp_path: 
 async def test_creating_twice_returns_the_first_unchanged(tmp_path: Path) -> None:
     async with volume_rig(tmp_path) as rig:
         first = await rig.volumes.create("vol", "local", None, {"a": "b"})
-        second = await rig.volumes.create("vol", "", {"nonsense": "x"}, {"c": "d"})
+        second = await rig.volumes.create("vol", "", {}, {"c": "d"})
 
         shown = rig.volumes.describe(second)
         assert second is first
         assert list(shown) == ["CreatedAt", "Driver", "Labels", "Mountpoint", "Name", "Options", "Scope"]
         assert shown["Labels"] == {"a": "b"}
         assert shown["Mountpoint"] == str(rig.data("vol"))
+
+
+@trio_test
+async def test_a_volume_is_not_returned_as_one_with_other_options(tmp_path: Path) -> None:
+    async with volume_rig(tmp_path) as rig:
+        options = {"type": "tmpfs", "device": "tmpfs", "o": "size=1m"}
+        first = await rig.volumes.create("ram", "", options, None)
+        same = (dict(reversed(options.items())), None, {})
+        again = [await rig.volumes.create("ram", "", each, None) for each in same]
+        for other in ({"type": "tmpfs"}, options | {"o": "size=2m"}):
+            with pytest.raises(Conflict) as caught:
+                await rig.volumes.create("ram", "", other, None)
+            assert caught.value.message == "create ram: volume 'ram' exists already with other driver options"
+
+        assert again == [first] * 3
+        assert list(rig.volumes.describe(first)["Options"]) == ["device", "o", "type"]
+
+
+@trio_test
+async def test_usage_leaves_out_what_is_kept_elsewhere(tmp_path: Path) -> None:
+    async with volume_rig(tmp_path) as rig:
+        await rig.volumes.create("ram", "", {"type": "tmpfs", "device": "tmpfs"}, None)
+        await rig.volumes.create("disk", "", {}, None)
+        (rig.data("disk") / "file").write_text("x" * 5000)
+
+        assert [(one.volume.name, one.references) for one in await rig.volumes.usage()] == [("disk", 0)]
+        assert (await rig.volumes.usage())[0].size_bytes >= 5000
+
+
+@pytest.mark.parametrize(
+    ("options", "mounted"),
+    [
+        (
+            {"type": "nfs", "o": "addr=localhost,rw,nolock,vers=3", "device": ":/export"},
+            (":/export", "nfs", 0, "addr=127.0.0.1,nolock,vers=3"),
+        ),
+        (
+            {"type": "nfs4", "o": "addr=192.0.2.1,ro,hard", "device": ":/"},
+            (":/", "nfs4", 1, "addr=192.0.2.1,hard"),
+        ),
+        ({"type": "nfs", "o": "addr=fd00::1", "device": ":/"}, (":/", "nfs", 0, "addr=fd00::1")),
+        ({"type": "cifs", "o": "addr=nas,guest", "device": "//nas/x"}, ("//nas/x", "cifs", 0, "addr=nas,guest")),
+        ({"type": "none", "o": "bind,ro", "device": "/srv"}, ("/srv", "none", 4097, "")),
+    ],
+)  # fmt: skip
+@trio_test
+async def test_options_reach_the_kernel_as_mount_would_give_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, str], mounted: tuple[str, str, int, str]
+) -> None:
+    calls = []
+
+    def mount(source: str, target: Path, kind: str, flags: int = 0, data: str = "") -> None:
+        calls.append((target, (source, kind, flags, data)))
+
+    async with volume_rig(tmp_path) as rig:
+        await rig.volumes.create("far", "", options, None)
+        container = await rig.create(binds=["far:/v:nocopy"])
+        with monkeypatch.context() as patched:
+            patched.setattr(syscalls, "mount", mount)
+            await rig.start(container)
+        await rig.stop(container)
+
+        assert calls == [(rig.data("far"), mounted)]
+
+
+@trio_test
+async def test_a_server_whose_name_nobody_knows_fails_the_start(tmp_path: Path) -> None:
+    async with volume_rig(tmp_path) as rig:
+        options = {"type": "nfs", "o": "addr=no such host,rw", "device": ":/export"}
+        await rig.volumes.create("far", "", options, None)
+        container = await rig.create(binds=["far:/v:nocopy"])
+
+        with pytest.raises(SystemFailure, match="error while mounting volume with options: type='nfs' device=':/e"):
+            await rig.start(container)
 
 
 @trio_test
