@@ -259,7 +259,8 @@ def _run_config(config: dict[str, Any] | None, names: _Names) -> dict[str, Any]:
     if config.get("Hostname"):
         config["Hostname"] = "<container>"
     if config.get("Image"):
-        config["Image"] = names.text(config["Image"])
+        # A parent that no line of the stream named is one of a trigger's.
+        config["Image"] = re.sub("sha256:.*", "<an image>", names.text(config["Image"]))
     # Only what an image sets is worth a line, and which fields are there when they are not the usual ones.
     told = {key: value for key, value in config.items() if value not in (None, "", False)}
     if absent := _ALWAYS - set(config):

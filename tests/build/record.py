@@ -7,6 +7,7 @@ root. `--new` records only cases that have no answer yet; `--check` compares and
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import sys
 import tempfile
@@ -45,6 +46,8 @@ def main() -> int:
                 before = case.expected_path.read_text() if case.expected_path.exists() else ""
                 changed += text != before
                 print(f"{'same' if text == before else 'changed' if before else 'new'}: {case.name}", flush=True)
+                if arguments.check:
+                    sys.stdout.writelines(difflib.unified_diff(before.splitlines(True), text.splitlines(True), n=1))
                 if not arguments.check:
                     case.expected_path.write_text(text)
     print(f"{len(cases)} cases, {changed} of them other than before")

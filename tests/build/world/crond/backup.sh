@@ -1,0 +1,2 @@
+#!/bin/sh
+echo backed up > "$BACKUP_DIR/$(id -un)"

@@ -1,0 +1,5 @@
+from pathlib import Path
+
+
+def main() -> None:
+    print("version", Path("version.txt").read_text().strip())
