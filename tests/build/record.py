@@ -7,20 +7,15 @@ root. `--new` records only cases that have no answer yet; `--check` compares and
 from __future__ import annotations
 
 import argparse
-import difflib
-import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from tests.build.case import load_cases
 from tests.build.place import prepare, running_server
-from tests.build.play import play
+from tests.build.play import differences, play, written
 from tests.engine_process import running_engine
 from tests.registry_process import running_registry
-
-LINE = 116
 
 
 def main() -> int:
@@ -47,29 +42,11 @@ def main() -> int:
                 changed += text != before
                 print(f"{'same' if text == before else 'changed' if before else 'new'}: {case.name}", flush=True)
                 if arguments.check:
-                    sys.stdout.writelines(difflib.unified_diff(before.splitlines(True), text.splitlines(True), n=1))
+                    sys.stdout.write(differences(before, text))
                 if not arguments.check:
                     case.expected_path.write_text(text)
     print(f"{len(cases)} cases, {changed} of them other than before")
     return 1 if arguments.check and changed else 0
-
-
-def written(answer: Any) -> str:
-    """JSON whose short parts have a line each."""
-    return _written(answer, 0) + "\n"
-
-
-def _written(value: Any, depth: int) -> str:
-    short = json.dumps(value, ensure_ascii=False, sort_keys=True)
-    if len(short) + depth <= LINE or not isinstance(value, list | dict) or not value:
-        return short
-    indent = " " * (depth + 1)
-    if isinstance(value, list):
-        items = [indent + _written(item, depth + 1) for item in value]
-    else:
-        items = [f"{indent}{json.dumps(key)}: {_written(item, depth + 1)}" for key, item in sorted(value.items())]
-    opening, closing = "[]" if isinstance(value, list) else "{}"
-    return f"{opening}\n" + ",\n".join(items) + f"\n{' ' * depth}{closing}"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 
 from tests.build.case import Case, load_cases
 from tests.build.place import Place, prepare, running_server
-from tests.build.play import is_missing, play
+from tests.build.play import differences, is_missing, play, written
 from tests.engine_process import running_engine
 from tests.leftovers import Leftovers
 
@@ -37,7 +37,9 @@ def test_case(place: Place, case: Case) -> None:
 
     answer = play(case, place)
 
-    assert (case.recorded() if place.engine.is_reference else case.expected()) == answer
+    expected = case.recorded() if place.engine.is_reference else case.expected()
+    other = differences(written(expected), written(answer))
+    assert not other, other
 
 
 def test_the_corpus_is_whole() -> None:
