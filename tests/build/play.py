@@ -130,9 +130,10 @@ def _joined(lines: list[Any]) -> Iterator[Any]:
     for line in lines:
         text = line.get("stream")
         if line.get("status") in PROGRESS or line.get("id") == "Total":  # our own line of a pull
-            if line["status"] == "Downloading" and "id" not in line and last_status != "Downloading":
+            status = line.get("status", "")
+            if status == "Downloading" and "id" not in line and last_status != "Downloading":
                 yield {"status": "Downloading"}
-            last_status = line["status"]
+            last_status = status
             continue
         if output is not None:
             if text is not None and not re.match(r"Removing intermediate container | ---> [0-9a-f]*\n", text):
