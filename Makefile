@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 STAMP := $(VENV)/.installed
 
-.PHONY: test-arm test-yocto demo test lint venv run bench bench-delta test-delta test-powercut test-world constraints clean deps deps-test
+.PHONY: test-arm test-yocto demo test lint venv run bench bench-delta test-delta test-powercut test-ring test-endurance test-world constraints clean deps deps-test
 
 demo: venv deps ## pull, run, read logs, exec, stop: on a private socket and data root
 	$(BIN)/python -m tests.demo
@@ -65,6 +65,12 @@ test-yocto: venv ## parse and dry-run the Yocto layer; BITBAKE_BUILD names a bui
 test-world: venv deps deps-test ## Dockerfiles as people have them, on Debian and with package registries
 	.ci/packages mmdebstrap
 	WORLD=all $(BIN)/python -m pytest -s tests/build/test_world.py
+
+test-ring: venv ## the ring log against a hundred thousand histories of crashes
+	RING_EXAMPLES=100000 $(BIN)/python -m pytest -s tests/core/test_ring_crashes.py
+
+test-endurance: venv deps deps-test ## an hour: the daemon killed 50 times, ten idle minutes, a flood, a soak of 30 minutes
+	LOG_KILLS=50 IDLE_SECONDS=600 FLOOD_SECONDS=60 SOAK_SECONDS=1800 $(BIN)/python -m pytest -s tests/endurance
 
 constraints: venv ## remake .ci/constraints.txt from setup.cfg (needs the package index)
 	$(PYTHON) -m venv build/pip-tools && build/pip-tools/bin/pip install --quiet pip-tools

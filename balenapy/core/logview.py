@@ -131,6 +131,9 @@ class LogView:
         self._ring = ring
         self._tail = options.tail
         self._since_ns = options.since_ns
+        self._follow = options.follow
+        self._done = False
+        self._last = 0  # the block after which a reader that does not follow has seen all there was; 0: not known
         self._formatter = Formatter(options, tty=tty, details=details)
         self._joiner = Joiner()
         self._number = 0  # of the block to read next; 0: not begun
@@ -146,7 +149,7 @@ class LogView:
 
     def read_some(self) -> bytes:
         """The next piece of output; b"" when there is no more for now."""
-        if self.finished:
+        if self.finished or self._done:
             return b""
         if self._number == 0 and not self._begin():
             return b""
@@ -177,6 +180,7 @@ class LogView:
         self._newest = ring.newest_number()
         if self._newest == 0:
             return False
+        self._last = 0 if self._follow else self._newest
         if self._tail >= 0:
             self._number = ring.start_of_tail(self._tail)
         elif self._since_ns:
@@ -190,9 +194,11 @@ class LogView:
     def _blocks(self) -> Iterator[list[Entry]]:
         """The entries of block after block, up to the newest."""
         more = True
-        while more:
+        # A writer that fills block after block would lead on a reader that does not follow for ever.
+        while more and not (self._last and self._number > self._last):
             entries, more = self._next_entries()
             yield entries
+        self._done = not self._follow
 
     def _next_entries(self) -> tuple[list[Entry], bool]:
         """Those of one block, and whether there is another block behind it."""
