@@ -69,6 +69,7 @@ class Networks:
         self._segments: dict[str, Segment] = {}  # by network id
         self._sandboxes = Sandboxes(engine, self)
         self._firewall_cleared = False  # on request
+        self._pruning = False
 
     # -- start of the daemon --
 
@@ -543,11 +544,23 @@ class Networks:
                     log.error("network is not undone network=%s error=%s", network.name, error.message)
 
     async def prune(self, filters: Filters) -> list[str]:
-        """Remove user-defined networks on which nobody runs; their names."""
+        """Remove user-defined networks on which nobody runs; their names.
+
+        Raises: SystemFailure, Conflict when a prune is under way already.
+        """
         until = filters.get("until")
         if len(until) > 1:
             raise SystemFailure("more than one until filter specified")
         before_ns = parse_until(until[0], time.time_ns()) if until else None
+        if self._pruning:
+            raise Conflict("a prune operation is already running")
+        self._pruning = True
+        try:
+            return await self._prune(filters, before_ns)
+        finally:
+            self._pruning = False
+
+    async def _prune(self, filters: Filters, before_ns: int | None) -> list[str]:
         removed = []
         for network in self.all():
             if (

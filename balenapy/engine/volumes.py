@@ -69,6 +69,7 @@ class Volumes:
         self._store = VolumeStore(engine.db, engine.config.data_root, snapshots.trash, engine.limiters.files)
         self._held: dict[str, set[str]] = {}  # container id -> names, of creates that are under way
         self._mounted: dict[str, set[str]] | None = None
+        self._pruning = False
 
     def _holders(self) -> dict[str, set[str]]:
         """Container id -> names of the volumes that are mounted for it; at first, of those that ran before we did."""
@@ -480,7 +481,18 @@ class Volumes:
 
         Args:
             named: also those that somebody gave a name.
+
+        Raises: Conflict when a prune is under way already.
         """
+        if self._pruning:
+            raise Conflict("a prune operation is already running")
+        self._pruning = True
+        try:
+            return await self._prune(filters, named=named)
+        finally:
+            self._pruning = False
+
+    async def _prune(self, filters: Filters, *, named: bool) -> tuple[list[str], int]:
         removed = []
         reclaimed = 0
         for volume in self._store.all():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import platform
 import random
@@ -83,6 +84,36 @@ def bench_run(bench: Bench) -> Iterator[Row]:
         for engine in bench.engines.values():
             engine.docker(*command)
         yield Row(f"run --rm true, network {network}", "ms", bench.in_turns(lambda one, c=command: timed(one, *c)), bar)
+
+
+def bench_published(bench: Bench) -> Iterator[Row]:
+    """Start on the bridge network with a port of the host: the call of the API, and the command."""
+    ports = itertools.count(20000)
+
+    def start(engine: EngineProcess) -> float:
+        port = str(next(ports))
+        body = {
+            "Image": bench.image,
+            "Cmd": ["sleep", "1000"],
+            "ExposedPorts": {"80/tcp": {}},
+            "HostConfig": {"PortBindings": {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": port}]}},
+        }
+        container = engine.request("POST", "/v1.39/containers/create", body).json["Id"]
+        begun = time.perf_counter()
+        status = engine.request("POST", f"/v1.39/containers/{container}/start").status
+        took = (time.perf_counter() - begun) * 1000
+        assert status == 204
+        engine.request("DELETE", f"/v1.39/containers/{container}?force=1")
+        return took
+
+    for engine in bench.engines.values():
+        start(engine)
+    yield Row("start, network bridge, a published port", "ms", bench.in_turns(start), "0.6")
+
+    def run(engine: EngineProcess) -> float:
+        return timed(engine, "run", "--rm", "-p", f"127.0.0.1:{next(ports)}:80", bench.image, "true")
+
+    yield Row("run --rm true, network bridge, a published port", "ms", bench.in_turns(run), "0.6")
 
 
 def bench_exec(bench: Bench) -> Iterator[Row]:
@@ -204,6 +235,7 @@ def bytes_written(directory: Path) -> float:
 
 BENCHES: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "run": bench_run,
+    "published": bench_published,
     "exec": bench_exec,
     "stop": bench_stop,
     "ps": bench_ps,

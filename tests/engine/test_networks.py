@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from balenapy.core.container import EndpointSettings, IPAMConfig, PortBinding, SandboxState, Status
 from balenapy.core.filters import parse_filters
@@ -778,3 +779,22 @@ async def test_a_stopped_container_is_connected_from_its_next_start_on(tmp_path:
         assert interfaces(path) == {
             "lo": ["127.0.0.1/8"], "eth0": [f"{rig.address(2)}/24"], "eth1": [f"{subnet}.9/24"],
         }  # fmt: skip
+
+
+@trio_test
+async def test_one_prune_at_a_time(tmp_path: Path) -> None:
+    async with network_rig(tmp_path) as rig:
+        await rig.networks.create(NetworkCreate(name="one"))
+        pruned: list[list[str]] = []
+
+        async def prune() -> None:
+            pruned.append(await rig.networks.prune(parse_filters("")))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(prune)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(Conflict, match="a prune operation is already running"):
+                await rig.networks.prune(parse_filters(""))
+        await prune()
+
+        assert pruned == [["one"], []]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from balenapy.core.container import Container, Mount, TmpfsOptions, VolumeDriver, VolumeOptions
 from balenapy.core.filters import parse_filters
@@ -500,3 +501,22 @@ async def test_volumes_of_another_engine_are_taken_over_once(tmp_path: Path) -> 
 
         assert [volume.name for volume in rig.volumes.matching(parse_filters(""))] == ["theirs"]
         assert rig.data("later").is_dir()
+
+
+@trio_test
+async def test_one_prune_at_a_time(tmp_path: Path) -> None:
+    async with volume_rig(tmp_path) as rig:
+        await rig.volumes.create("one", "", None, None)
+        pruned: list[list[str]] = []
+
+        async def prune() -> None:
+            pruned.append((await rig.volumes.prune(parse_filters("")))[0])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(prune)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(Conflict, match="a prune operation is already running"):
+                await rig.volumes.prune(parse_filters(""))
+        await prune()
+
+        assert pruned == [["one"], []]
