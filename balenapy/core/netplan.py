@@ -19,7 +19,9 @@ is refused at once, by the socket that holds the port, and goes on to 127.0.0.1.
 
 `accept` in our chain cannot overrule a `drop` in another table: on a host whose firewall has policy DROP for
 FORWARD, its owner must allow the bridge there. Containers on one bridge without inter-container communication are
-separated by port isolation of the bridge (kernel 4.18), which needs no netfilter at all.
+separated by port isolation of the bridge (kernel 4.18), which needs no netfilter at all. Where somebody has switched
+net.bridge.bridge-nf-call-iptables on, their packets to published ports of each other are redirected while they are
+bridged, and isolated too.
 """
 
 from __future__ import annotations

@@ -15,10 +15,10 @@ import trio.testing
 
 from balenapy.core.container import EndpointSettings, IPAMConfig, PortBinding, SandboxState, Status
 from balenapy.core.filters import parse_filters
-from balenapy.core.network import IPAM, IPAMConfigEntry, NetworkCreate
+from balenapy.core.network import IPAM, IPAMConfigEntry, Network, NetworkCreate
 from balenapy.errors import Conflict, Forbidden, InvalidParameter, NotFound, SystemFailure
 from balenapy.linux import firewall, links, netns
-from tests.engine.network_rig import answering, ask, network_rig
+from tests.engine.network_rig import Rig, answering, ask, network_rig
 from tests.other_machine import other_machine
 from tests.trio_tests import trio_test
 
@@ -798,3 +798,130 @@ async def test_one_prune_at_a_time(tmp_path: Path) -> None:
         await prune()
 
         assert pruned == [["one"], []]
+
+
+# -- options of the bridge driver --
+
+
+def redirected_while_bridged() -> bool:
+    """Whether packets between ports of a bridge meet our rules: this host's setting, for other programs' sake."""
+    try:
+        return read("/proc/sys/net/bridge/bridge-nf-call-iptables").strip() == "1"
+    except FileNotFoundError:
+        return False
+
+
+async def optioned(rig: Rig, name: str, part: int, **options: str) -> Network:
+    """A user-defined network; options by the last parts of their names, with `_` for the dots."""
+    given = {f"com.docker.network.{key.replace('__', '.')}": value for key, value in options.items()}
+    body = NetworkCreate(
+        name=name,
+        ipam=IPAM(config=[IPAMConfigEntry(f"10.215.{rig.third_byte}.{part * 32}/27")]),
+        options={"com.docker.network.bridge.name": f"bptn{rig.third_byte}-{part}"} | given,
+    )
+    return (await rig.networks.create(body))[0]
+
+
+@trio_test
+async def test_sizes_names_and_host_addresses_are_as_the_options_say(tmp_path: Path) -> None:
+    async with network_rig(tmp_path) as rig:
+        network = await optioned(
+            rig,
+            "own",
+            1,
+            driver__mtu="1280",
+            container_iface_prefix="wan",
+            bridge__host_binding_ipv4="127.0.0.2",
+            anything__else="kept",
+        )
+        container = rig.container(network_mode="own", publish={"80/tcp": [("", "")], "81/tcp": [("127.0.0.3", "")]})
+        path = await rig.start(container)
+        bridge = await links.find_link(f"bptn{rig.third_byte}-1")
+        ports = {key: [one.host_ip for one in each or ()] for key, each in container.sandbox.ports.items()}
+        first, last = map(int, read("/proc/sys/net/ipv4/ip_local_port_range").split())
+        (published,) = container.sandbox.ports["80/tcp"] or []
+        with answering(path, 80):
+            answers = [ask(address, int(published.host_port)) for address in ("127.0.0.2", "127.0.0.1")]
+
+        assert bridge is not None and bridge.mtu == 1280
+        assert "mtu 1280" in run_in(path, "ip", "link", "show", "wan0")
+        assert ports == {"80/tcp": ["127.0.0.2"], "81/tcp": ["127.0.0.3"]}
+        assert first <= int(published.host_port) <= last
+        assert answers == [f"10.215.{rig.third_byte}.33", "ConnectionRefusedError"]
+        assert network.options["com.docker.network.anything.else"] == "kept"
+
+
+@trio_test
+async def test_containers_are_seen_by_their_own_address_where_nothing_masks_them(tmp_path: Path) -> None:
+    async with network_rig(tmp_path) as rig:
+        await optioned(rig, "bare", 1, bridge__enable_ip_masquerade="false")
+        await optioned(rig, "masked", 2)
+        bare, masked = rig.container(network_mode="bare"), rig.container(network_mode="masked")
+        paths = [await rig.start(bare), await rig.start(masked)]
+        with other_machine(tmp_path, rig.third_byte) as machine, answering(machine.path, 90):
+            seen = [
+                await trio.to_thread.run_sync(lambda path=path: ask(machine.address, 90, inside=path)) for path in paths
+            ]
+
+        assert seen == [bare.endpoints["bare"].ip_address, machine.host]
+
+
+@trio_test
+async def test_containers_that_may_not_talk_to_each_other_do_so_by_published_ports_only(tmp_path: Path) -> None:
+    async with network_rig(tmp_path) as rig:
+        await optioned(rig, "apart", 1, bridge__enable_icc="false")
+        port = free_port()
+        server = rig.container(network_mode="apart", publish={"80/tcp": [("", str(port))]})
+        client = rig.container(network_mode="apart")
+        path, client_path = await rig.start(server), await rig.start(client)
+        address, gateway = server.endpoints["apart"].ip_address, server.endpoints["apart"].gateway
+        with answering(path, 80):
+            direct = await trio.to_thread.run_sync(lambda: ask(address, 80, inside=client_path, timeout_s=0.5))
+            published = await trio.to_thread.run_sync(lambda: ask(gateway, port, inside=client_path))
+            itself = await trio.to_thread.run_sync(lambda: ask(gateway, port, inside=path))
+
+        assert direct in ("TimeoutError", "OSError")
+        assert itself in (gateway, "TimeoutError")
+        if not redirected_while_bridged():
+            assert (published, itself) == (gateway, gateway)
+
+
+@trio_test
+async def test_static_addresses_ranges_and_reserved_ones_are_respected(tmp_path: Path) -> None:
+    async with network_rig(tmp_path) as rig:
+        prefix = f"10.215.{rig.third_byte}"
+        entry = IPAMConfigEntry(
+            f"{prefix}.0/24",
+            f"{prefix}.64/29",
+            f"{prefix}.254",
+            {"router": f"{prefix}.64", "DefaultGatewayIPv4": f"{prefix}.200"},
+        )
+        body = NetworkCreate(
+            name="own",
+            ipam=IPAM(config=[entry]),
+            options={"com.docker.network.bridge.name": f"bptn{rig.third_byte}-1"},
+        )
+        await rig.networks.create(body)
+        static, taken, free = (rig.container(name, network_mode="own") for name in ("static", "taken", "free"))
+        static.endpoints["own"].ipam_config = IPAMConfig(ipv4_address=f"{prefix}.65")
+        taken.endpoints["own"].ipam_config = IPAMConfig(ipv4_address=f"{prefix}.65")
+        static.config.mac_address = "02:42:11:22:33:44"
+        path = await rig.start(static)
+        with pytest.raises(Forbidden, match="Address already in use"):
+            await rig.start(taken)
+        await rig.start(free)
+
+        assert interfaces(path)["eth0"] == [f"{prefix}.65/24"]
+        assert "02:42:11:22:33:44" in run_in(path, "ip", "link", "show", "eth0")
+        assert default_gateway(path) == f"{prefix}.200"
+        assert static.endpoints["own"].gateway == f"{prefix}.200"
+        assert free.endpoints["own"].ip_address == f"{prefix}.66"
+        shown = rig.networks.describe(rig.networks.get("own"), containers=False)["IPAM"]["Config"]
+        assert shown == [
+            {
+                "Subnet": f"{prefix}.0/24",
+                "IPRange": f"{prefix}.64/29",
+                "Gateway": f"{prefix}.254",
+                "AuxiliaryAddresses": entry.auxiliary,
+            }
+        ]
