@@ -1,4 +1,4 @@
-"""`firewall clear` where no engine answers: in a network namespace of its own, so that nobody else's rules are meant."""
+"""`firewall clear` where no engine answers: in a namespace of its own, so that nobody else's rules are meant."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ import pytest
 pytestmark = pytest.mark.root
 
 TABLES = """
-table ip balenapy_br0 { chain guard { type filter hook prerouting priority -300; } }
-table ip6 balenapy_br0 { }
-table ip balenapy_br1 { }
-table ip filter { }
+add table ip balenapy_br0
+add chain ip balenapy_br0 guard { type filter hook prerouting priority -300; }
+add table ip6 balenapy_br0
+add table ip balenapy_br1
+add table ip filter
 """
 
 
 def clear(directory: Path, *bridges: str) -> tuple[str, str, str]:
     """What the command prints and says, and the tables afterwards."""
     host = f"unix://{directory}/none"
-    script = f"""
+    script = f"""set -e
 nft -f - <<'RULES'
 {TABLES}
 RULES
-{sys.executable} -m balenapy.cli.main -H {host} firewall clear {" ".join(bridges)} && nft list tables >&3
+{sys.executable} -m balenapy.cli.main -H {host} firewall clear {" ".join(bridges)}
+nft list tables >&3
 """
     read, write = os.pipe()
     with os.fdopen(read) as tables:
