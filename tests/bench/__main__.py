@@ -26,7 +26,7 @@ from pathlib import Path
 from tests.bench.memory import proportional_memory
 from tests.bench.shapes import big_files, small_files
 from tests.compat import images
-from tests.engine_process import EngineProcess, running_engine, wait_until
+from tests.engine_process import EngineProcess, UnixHTTPConnection, running_engine, wait_until
 from tests.leftovers import claim
 from tests.registry_process import running_registry
 
@@ -145,6 +145,45 @@ def bench_ps(bench: Bench) -> Iterator[Row]:
         engine.remove_containers()
 
 
+API_CALLS = (
+    ("_ping", "/_ping", "1 ms"),
+    ("version", "/v1.39/version", "1.5 ms"),
+    ("info", "/v1.39/info", "5 ms"),
+    ("containers/json, 50 containers", "/v1.39/containers/json?all=1", "3 ms"),
+    ("inspect of one of them", "/v1.39/containers/listed-7/json", "1.5 ms"),
+)
+API_ROUNDS = 200
+
+
+def bench_api(bench: Bench) -> Iterator[Row]:
+    """Requests on a kept connection: what an agent that polls waits for."""
+    for engine in bench.engines.values():
+        for number in range(50):
+            body = {"Image": bench.image, "Cmd": ["sleep", "1000"], "Labels": {"io.balena.supervised": "true"}}
+            body["HostConfig"] = {"NetworkMode": "none"}
+            made = engine.request("POST", f"/v1.39/containers/create?name=listed-{number}", body).json["Id"]
+            if number < 10:
+                engine.request("POST", f"/v1.39/containers/{made}/start")
+    with contextlib.ExitStack() as stack:
+        connections = {
+            program: stack.enter_context(contextlib.closing(UnixHTTPConnection(str(engine.socket), 60)))
+            for program, engine in bench.engines.items()
+        }
+
+        def ask(engine: EngineProcess, target: str) -> float:
+            connection = connections[engine.program]
+            begun = time.perf_counter()
+            connection.request("GET", target)
+            answer = connection.getresponse()
+            answer.read()
+            return (time.perf_counter() - begun) * 1000
+
+        for name, target, bar in API_CALLS:
+            yield Row(f"GET {name}", "ms", bench.in_turns(lambda one, target=target: ask(one, target), API_ROUNDS), bar)
+    for engine in bench.engines.values():
+        engine.remove_containers()
+
+
 def bench_start(bench: Bench) -> Iterator[Row]:
     def start(engine: EngineProcess) -> float:
         engine.stop()
@@ -239,6 +278,7 @@ BENCHES: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "exec": bench_exec,
     "stop": bench_stop,
     "ps": bench_ps,
+    "api": bench_api,
     "start": bench_start,
     "memory": bench_memory,
     "pull": bench_pull,
