@@ -626,26 +626,31 @@ class Supervisors:
         run = active.run if active is not None else None
         if run is None or run.init is None or not run.init.send_signal(number):
             return False
-        if resume:
-            self._engine.nursery.start_soon(self._resume_after_signal, run)
+        if resume or number == SIGKILL:
+            # In a frozen cgroup of v1 nobody gets a signal, whoever froze it.
+            run.cgroup.thaw()
+            if number != SIGKILL:
+                self._engine.nursery.start_soon(self._follow_freezer, run)
         self._engine.events.container(container, "kill", signal=str(number))
         return True
 
-    async def _resume_after_signal(self, run: Run) -> None:
-        try:
-            await run.runtime.resume(run.container.id)
-        except (EngineError, OSError) as error:
-            log.warning("cannot unpause container=%s error=%s", run.container.short_id, error)
+    async def _follow_freezer(self, run: Run) -> None:
+        """Have the record say what is: whoever paused or unpaused, and however far he came."""
+        container, frozen = run.container, run.cgroup.frozen()
+        if self.find_run(container) is not run:
             return
-        container = run.container
-        if container.state.status is Status.PAUSED and self.find_run(container) is run:  # it caught the signal
-            await self._note_unpaused(container)
-
-    async def _note_unpaused(self, container: Container) -> None:
-        lifecycle.move(container.state, Status.RUNNING)
-        self.health.resume(container)
-        await self._store(container)
-        self._engine.events.container(container, "unpause")
+        if frozen and container.state.status is Status.RUNNING:
+            lifecycle.move(container.state, Status.PAUSED)
+            self.health.suspend(container)
+            self._engine.events.container(container, "pause")
+        elif not frozen and container.state.status is Status.PAUSED:
+            lifecycle.move(container.state, Status.RUNNING)
+            self.health.resume(container)
+            self._engine.events.container(container, "unpause")
+        else:
+            return
+        with trio.move_on_after(UNDO_TIMEOUT_S, shield=True):
+            await self._store(container)
 
     async def restart(self, container: Container, timeout_s: int | None = None) -> None:
         """Stop it if it runs, and start it.
@@ -657,26 +662,35 @@ class Supervisors:
             if active is not None:
                 active.keep = True
             await self._stop(container, timeout_s)
-        await self.start(container)
+        with suppress(NotModified):  # somebody else has started it meanwhile
+            await self.start(container)
         self._engine.events.container(container, "restart")
 
     async def pause(self, container: Container) -> None:
-        """Raises: Conflict, SystemFailure."""
+        """Raises: Conflict, SystemFailure.
+
+        Cancellation: it goes on running.
+        """
         async with self._engine.locks(f"container/{container.id}"):
             lifecycle.check_pause(container)
             run = self.run_of(container)
             try:
                 await run.runtime.pause(container.id)
             except SystemFailure as error:
+                if run.init is not None and run.init.ended:
+                    raise Conflict(f"Container {container.id} is not running") from error
                 raise SystemFailure(f"Cannot pause container {container.id}: {error.message}") from error
-            if container.state.status is Status.RUNNING:
-                lifecycle.move(container.state, Status.PAUSED)
-                self.health.suspend(container)
-                await self._store(container)
-                self._engine.events.container(container, "pause")
+            except trio.Cancelled:
+                run.cgroup.thaw()
+                raise
+            finally:
+                await self._follow_freezer(run)
 
     async def unpause(self, container: Container) -> None:
-        """Raises: SystemFailure."""
+        """Raises: SystemFailure.
+
+        Cancellation: it is paused or not, and the record says which.
+        """
         async with self._engine.locks(f"container/{container.id}"):
             lifecycle.check_unpause(container)
             run = self.run_of(container)
@@ -684,8 +698,8 @@ class Supervisors:
                 await run.runtime.resume(container.id)
             except SystemFailure as error:
                 raise SystemFailure(f"Cannot unpause container {container.id}: {error.message}") from error
-            if container.state.status is Status.PAUSED:
-                await self._note_unpaused(container)
+            finally:
+                await self._follow_freezer(run)
 
     def resize(self, container: Container, height: int, width: int) -> None:
         """Raises: Conflict."""
@@ -791,6 +805,7 @@ class Supervisors:
         self._watch(run)
         self._engine.logs.changed(container.id)
         self._spawn(container, adopted=run).started.set()
+        await self._follow_freezer(run)  # we may have ended between a pause and its record
         log.info("adopted container=%s pid=%d", container.short_id, state.pid)
         return True
 

@@ -165,8 +165,31 @@ class ContainerCgroup:
                 found.update(map(int, _read(below / "cgroup.procs").split()))
         return sorted(found)
 
+    def frozen(self) -> bool:
+        """Whether its processes stand still, or are about to."""
+        if self.cgroups.version == 2:
+            return self._freezer_file("cgroup.freeze").strip() == "1"
+        return self.read("freezer", "freezer.self_freezing").strip() == "1"
+
+    def thaw(self) -> None:
+        """Let its processes go on; of one that is not frozen, or gone, nothing comes. Runtimes read the same file."""
+        directory, name, text = self.directory("freezer"), "freezer.state", "THAWED"
+        if self.cgroups.version == 2:
+            directory, name, text = self._process_directory(), "cgroup.freeze", "0"
+        if directory is not None:
+            try:
+                (directory / name).write_text(text)
+            except OSError as error:
+                if error.errno not in (*_GONE, errno.EACCES, errno.EINVAL):
+                    raise
+
+    def _freezer_file(self, name: str) -> str:
+        directory = self._process_directory()
+        return "" if directory is None else _read(directory / name)
+
     def kill_all(self) -> bool:
-        """Send SIGKILL to every process; False when there was none."""
+        """Send SIGKILL to every process; False when there was none. Frozen ones die when they are thawed (v1)."""
+        self.thaw()
         pids = self.pids()
         for pid in pids:
             try:
