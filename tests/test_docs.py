@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from balenapy.config import OPTIONS
+from tests.api import routes_table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -45,3 +46,8 @@ def test_architecture_lists_every_module_and_no_other() -> None:
     }
 
     assert expected | {"absent.py"} == set(re.findall(r"\w+\.py", tree))
+
+
+def test_the_table_of_routes_is_the_applications() -> None:
+    """When it fails: `python -m tests.api.routes_table` writes it anew."""
+    assert routes_table.section() == routes_table.in_readme()
