@@ -80,6 +80,7 @@ class HostFacts:
     seccomp: bool = True
     unusable_architectures: frozenset[str] = frozenset()  # libseccomp's names; the kernel runs no such programs
     apparmor: bool = False
+    apparmor_default: bool = True  # where there is AppArmor: docker-default is loaded
     can_raise_limits: bool = True  # we hold CAP_SYS_RESOURCE
     hard_limits: Mapping[str, int] = field(default_factory=dict)  # our own, by ulimit name; RLIM_INFINITY possible
     oom_score_adj: int = 0  # our own: without CAP_SYS_RESOURCE nobody gets a lower one
@@ -677,10 +678,18 @@ def build_process(
     }
     wanted = security.no_new_privileges
     process["noNewPrivileges"] = inputs.no_new_privileges if wanted is None else wanted
-    if inputs.facts.apparmor:
-        default = "unconfined" if host_config.privileged else "docker-default"
-        process["apparmorProfile"] = security.apparmor or default
+    profile = apparmor_profile(security, inputs.facts, privileged=host_config.privileged)
+    if profile:
+        process["apparmorProfile"] = profile
     return process
+
+
+def apparmor_profile(security: SecurityOptions, facts: HostFacts, *, privileged: bool) -> str:
+    """What confines a container, where the kernel has AppArmor; "" for nothing."""
+    if not facts.apparmor:
+        return ""
+    default = "docker-default" if facts.apparmor_default else ""
+    return security.apparmor or ("unconfined" if privileged else default)
 
 
 def _oom_score_adj(wanted: int, inputs: SpecInputs) -> int:

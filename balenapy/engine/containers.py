@@ -34,7 +34,7 @@ from balenapy.core.container import (
 from balenapy.core.filters import NO_FILTERS, Filters
 from balenapy.core.links import Link, link_env
 from balenapy.core.names import generate_name
-from balenapy.core.ociconfig import build_resources, parse_security_options
+from balenapy.core.ociconfig import apparmor_profile, build_resources, parse_security_options
 from balenapy.core.ports import expand_exposed, parse_port
 from balenapy.core.timefmt import parse_until
 from balenapy.errors import Conflict, EngineError, InvalidParameter, NotFound, SystemFailure
@@ -416,10 +416,10 @@ class Containers:
         sizes = await self._sizes(container) if size else None
         started = container.state.started_ns != 0
         apparmor = ""
-        if started and self.host_facts.apparmor:
-            security = parse_security_options(container.host_config.security_opt)
-            default = "unconfined" if container.host_config.privileged else "docker-default"
-            apparmor = security.apparmor or default
+        if started:
+            host_config = container.host_config
+            security = parse_security_options(host_config.security_opt)
+            apparmor = apparmor_profile(security, self.host_facts, privileged=host_config.privileged)
         return containerview.show_container(
             container,
             links=[f"/{child.name}:/{container.name}/{alias}" for alias, child in self._links_of(container)],

@@ -124,7 +124,7 @@ class Info:
             "ServerVersion": version.ENGINE_VERSION,
             "ClusterStore": "",
             "ClusterAdvertise": "",
-            "Runtimes": {name: {"path": path} for name, path in sorted({"bare": runtimes["runc"], **runtimes}.items())},
+            "Runtimes": {name: {"path": path} for name, path in sorted({"bare": "", **runtimes}.items())},
             "DefaultRuntime": engine.runtimes.default,
             "Swarm": {
                 "NodeID": "",
@@ -140,10 +140,15 @@ class Info:
             "ContainerdCommit": {"ID": "", "Expected": ""},
             "RuncCommit": {"ID": self._runc_version, "Expected": self._runc_version},
             "InitCommit": {"ID": "", "Expected": ""},
-            "SecurityOptions": [f"name=seccomp,profile={config.seccomp_profile or 'default'}"],
+            "SecurityOptions": self._security_options(),
             "Warnings": [*_api_warnings(config), *machine.warnings(), *engine.images.warnings()] or None,
             **({"Memory": await memory_facts(engine)} if memory else {}),  # ours
         }
+
+    def _security_options(self) -> list[str]:
+        facts, profile = self._engine.containers.host_facts, self._engine.config.seccomp_profile or "default"
+        found = ["name=apparmor"] if facts.apparmor and facts.apparmor_default else []
+        return [*found, f"name=seccomp,profile={profile}"] if facts.seccomp else found
 
     async def disk_usage(self, *, disk: bool = False) -> dict[str, Any]:
         """Sizes of everything; walks the trees of volumes and of containers' writable layers.

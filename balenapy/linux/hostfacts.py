@@ -18,6 +18,7 @@ from balenapy.core.creation import KernelSupport
 from balenapy.core.ociconfig import ALL_CAPABILITIES, RLIM_INFINITY, RLIMIT_NAMES, DeviceNode, HostFacts
 from balenapy.core.staging import Pressure, parse_pressure
 from balenapy.errors import SystemFailure
+from balenapy.linux import apparmor
 from balenapy.linux.cgroups import Cgroups
 
 GO_ARCHITECTURES = {
@@ -59,7 +60,8 @@ def read_host_facts(cgroups: Cgroups) -> HostFacts:
         cgroup_version=cgroups.version,
         seccomp="Seccomp" in status,
         unusable_architectures=_unusable_architectures(),
-        apparmor=_read("/sys/module/apparmor/parameters/enabled").startswith("Y"),
+        apparmor=apparmor.is_enabled(),
+        apparmor_default=apparmor.is_enabled() and apparmor.ensure_default_profile(),
         can_raise_limits="CAP_SYS_RESOURCE" in capabilities,
         hard_limits=_hard_limits(),
         oom_score_adj=int(_read("/proc/self/oom_score_adj") or "0"),

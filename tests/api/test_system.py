@@ -17,6 +17,7 @@ from balenapy.api.app import App
 from balenapy.api.routes import system
 from balenapy.config import Config
 from balenapy.core.container import Container, State, Status
+from balenapy.core.ociconfig import HostFacts
 from balenapy.engine.engine import Engine
 from balenapy.engine.events import EventBus
 from balenapy.engine.info import Info
@@ -31,6 +32,8 @@ FIXTURES = Path(__file__).parent.parent / "data" / "fixtures"
 
 
 class FakeContainers:
+    host_facts = HostFacts(apparmor=True)
+
     def all(self) -> list[Container]:
         statuses = (Status.RUNNING, Status.PAUSED, Status.EXITED, Status.CREATED, Status.RESTARTING)
         return [Container(id=status.value, state=State(status=status)) for status in statuses]
@@ -123,8 +126,9 @@ async def test_info_has_the_keys_of_18_09(engine: Engine) -> None:
         assert counts == [5, 2, 1, 2]
         assert len(info["ID"].split(":")) == 12
         assert info["Swarm"]["LocalNodeState"] == ""
+        assert info["SecurityOptions"] == ["name=apparmor", "name=seccomp,profile=default"]
         assert info["Runtimes"] == {
-            "bare": {"path": "/usr/sbin/runc"},
+            "bare": {"path": ""},
             "mine": {"path": "/bin/mine"},
             "runc": {"path": "/usr/sbin/runc"},
         }

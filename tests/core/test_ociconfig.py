@@ -319,6 +319,9 @@ def test_apparmor_where_the_kernel_has_it() -> None:
     assert spec_of(given=given, Privileged=True)["process"]["apparmorProfile"] == "unconfined"
     assert spec_of(given=given, SecurityOpt=["apparmor=x"])["process"]["apparmorProfile"] == "x"
     assert "apparmorProfile" not in spec_of()["process"]
+    unloaded = inputs(facts=HostFacts(apparmor=True, apparmor_default=False))
+    assert "apparmorProfile" not in spec_of(given=unloaded)["process"]
+    assert spec_of(given=unloaded, SecurityOpt=["apparmor=x"])["process"]["apparmorProfile"] == "x"
 
 
 def test_a_given_list_of_paths_replaces_the_default() -> None:
