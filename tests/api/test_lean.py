@@ -22,10 +22,10 @@ sys.exit(pytest.main(sys.argv[1:]))
 """
 
 
-def test_contract_in_a_lean_process() -> None:
+def test_contract_in_a_lean_process(tmp_path: Path) -> None:
     tests = [f"tests/api/test_{name}.py" for name in ("app", "hijack", "tls", "websocket", "system")]
     # The outer run watches the machine; this one must not wait for it.
-    options = ["-q", "-x", "--confcutdir=tests/api", "-p", "no:cacheprovider", "-p", "no:randomly"]
+    options = ["-q", "-x", "--confcutdir=tests/api", "-p", "no:cacheprovider", f"--basetemp={tmp_path}/inner"]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *options, *tests], cwd=ROOT, capture_output=True, text=True, check=False
     )
