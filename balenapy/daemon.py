@@ -188,6 +188,7 @@ async def _main(config: Config) -> None:
 
 
 def _build(config: Config, db: Database, nursery: trio.Nursery) -> Engine:
+    from balenapy.engine.build import Builds
     from balenapy.engine.containers import Containers
     from balenapy.engine.events import EventBus
     from balenapy.engine.exec import Execs
@@ -220,6 +221,7 @@ def _build(config: Config, db: Database, nursery: trio.Nursery) -> Engine:
     engine.containers = Containers(engine)
     engine.supervisors = Supervisors(engine)
     engine.execs = Execs(engine)
+    engine.builds = Builds(engine)
     engine.info = Info(engine)
     return engine
 

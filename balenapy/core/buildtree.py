@@ -20,6 +20,8 @@ from balenapy.core.tarstream import DIRECTORY, LINK, REGULAR, SYMLINK, Entry
 from balenapy.errors import InvalidParameter
 
 DOCKERFILE = "Dockerfile"
+# What messages call the root of a context. The engine we replace names a directory that is gone when one reads it.
+PLACE = "/var/tmp/docker-builder0"
 MAX_LINKS = 255  # moby pkg/symlink
 
 
@@ -85,7 +87,10 @@ def take_dockerfile(tree: Tree, asked: str) -> FoundDockerfile:
 
 def _find_dockerfile(tree: Tree, asked: str) -> FoundDockerfile:
     for name in (asked, asked.lower()) if asked == DOCKERFILE else (asked,):
-        path = follow(tree, name.lstrip("/"))
+        try:
+            path = follow(tree, name.lstrip("/"))
+        except InvalidParameter as error:
+            raise InvalidParameter(f"Forbidden path outside the build context: {name} ()") from error
         if tree.kind(path) is Kind.DIRECTORY:
             raise InvalidParameter(f"unexpected error reading Dockerfile: read {name}: is a directory")
         content = tree.content(path)
@@ -101,7 +106,7 @@ def follow(tree: Tree, path: str) -> str:
     """
     clean = posixpath.normpath(path) if path else "."
     if clean == ".." or clean.startswith("../"):
-        raise InvalidParameter(f"forbidden path outside the build context: {path} ()")
+        raise InvalidParameter(f"Forbidden path outside the build context: {path} ()")
     pending = [part for part in reversed(clean.split("/")) if part not in ("", ".")]
     here: list[str] = []
     links = 0
@@ -190,7 +195,7 @@ class MemoryTree:
         """Take an entry; False when it is one that wants real files."""
         path = posixpath.normpath(to_text(entry.name))
         if entry.xattrs or b"\0" in entry.name or path == ".." or path.startswith(("../", "/")):
-            return False
+            return False  # a name with something special to it
         digest = entry_sum(entry)
         digest.update(content)
         self._sums.setdefault(path, digest.hexdigest())

@@ -34,7 +34,7 @@ class Source:
 def find_sources(tree: Tree, pattern: str) -> list[Source]:
     """What one word before the destination means: a path, or all that a pattern matches.
 
-    Raises: NotFound `stat x: file does not exist`, InvalidParameter for a path above the root.
+    Raises: NotFound `stat x: file does not exist`; InvalidParameter for a path above the root.
     """
     pattern = pattern.removeprefix("/").removeprefix("./")
     if not has_wildcards(pattern):

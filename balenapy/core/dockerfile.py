@@ -20,7 +20,7 @@ the rule of its instruction:
 
 The second looks at the number of arguments and at flags, and says the line. Variables are put in later still.
 
-Sources: moby 18.09 builder/dockerfile/{parser,instructions}; buildkit frontend/dockerfile of 20.10 for its words.
+Source: moby 18.09 builder/dockerfile/{parser,instructions}; directives as 20.10 has them.
 """
 
 from __future__ import annotations
@@ -50,14 +50,11 @@ _NOT_IN_ONBUILD = {
     "MAINTAINER": "MAINTAINER isn't allowed as an ONBUILD trigger",
 }
 _FLAGS = {
-    "ADD": ("chown", "chmod"),
-    "COPY": ("chown", "from", "chmod"),
+    "ADD": ("chown",),
+    "COPY": ("chown", "from"),
     "FROM": ("platform",),
     "HEALTHCHECK": ("interval", "timeout", "start-period", "retries"),
-    "RUN": ("mount",),
 }
-# A second line like this is a mistake; these may be said several times.
-_REPEATABLE = frozenset((("RUN", "mount"),))
 _UNCHECKED_FLAGS = frozenset(("ARG", "STOPSIGNAL"))  # whose flags nobody looks at, there neither
 
 
@@ -119,13 +116,8 @@ class Dockerfile:
         return (*self.arguments, *(one for stage in self.stages for one in stage.instructions))
 
     def find_stage(self, name: str) -> int | None:
-        """The number of the stage that `target` means: its name, else its number."""
-        for number, stage in enumerate(self.stages):
-            if stage.name and stage.name == name.lower():
-                return number
-        if re.fullmatch(r"[+-]?\d{1,9}", name, re.ASCII) and 0 <= int(name) < len(self.stages):
-            return int(name)
-        return None
+        """The number of the stage that `target` means; only names count."""
+        return next((n for n, stage in enumerate(self.stages) if stage.name and stage.name == name.lower()), None)
 
 
 def parse_dockerfile(data: bytes) -> Dockerfile:
@@ -134,20 +126,15 @@ def parse_dockerfile(data: bytes) -> Dockerfile:
     Raises: InvalidParameter, and nothing else whatever the bytes.
     """
     reader = _Reader(data)
-    try:
-        instructions = list(reader.instructions())
-        if not instructions:
-            raise InvalidParameter("file with no instructions")
-        reader.check_end()
-    except InvalidParameter as error:
-        raise InvalidParameter(f"failed to parse Dockerfile: {error.message}") from error
+    instructions = list(reader.instructions())
+    reader.check_end()
     arguments: list[Instruction] = []
     stages: list[Stage] = []
     for one in instructions:
         try:
             one = check(one)
         except InvalidParameter as error:
-            raise InvalidParameter(f"dockerfile parse error line {one.line}: {error.message}") from error
+            raise InvalidParameter(f"Dockerfile parse error line {one.line}: {error.message}") from error
         if one.name == "FROM":
             stages.append(_stage(one))
         elif stages:
@@ -157,7 +144,7 @@ def parse_dockerfile(data: bytes) -> Dockerfile:
         else:
             raise InvalidParameter("no build stage in current context")
     if not stages:
-        raise InvalidParameter("failed to parse Dockerfile: file with no stages")
+        raise InvalidParameter("No image was generated. Is your Dockerfile empty?")
     return Dockerfile(tuple(arguments), tuple(stages), reader.escape, tuple(reader.warnings))
 
 
@@ -289,9 +276,9 @@ class _Reader:
             raise InvalidParameter(f"only one {key} parser directive can be used")
         self._directives.add(key)
         if key == "escape":
-            if value not in ("`", "\\"):
-                raise InvalidParameter(f"invalid escape token '{value}' does not match ` or \\")
-            self.escape = value
+            if value[0] not in "`\\":
+                raise InvalidParameter(f"invalid ESCAPE '{value[0]}'. Must be ` or \\")
+            self.escape = value[0]
 
 
 def _continues(line: str, escape: str) -> bool:
@@ -464,7 +451,7 @@ def _check_flags(one: Instruction) -> None:
     for name, value in one.flags:
         if name not in known:
             raise InvalidParameter(f"Unknown flag: {name}")
-        if name in seen and (one.name, name) not in _REPEATABLE:
+        if name in seen:
             raise InvalidParameter(f"Duplicate flag specified: {name}")
         if value == _NO_VALUE:
             raise InvalidParameter(f"Missing a value on flag: {name}")
@@ -494,7 +481,7 @@ def _with_destination(one: Instruction) -> Instruction:
     if len(one.words) < 2:
         raise InvalidParameter(
             f"{one.name} requires at least two arguments, but only one was provided. "
-            "Destination could not be determined"
+            "Destination could not be determined."
         )
     _check_flags(one)
     return one

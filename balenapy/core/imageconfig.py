@@ -5,7 +5,8 @@ Keys are in Go's order: sorted at the top, as moby's `Image.MarshalJSON` has the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from typing import Any
 
 from balenapy.core import gojson, wire
@@ -68,6 +69,59 @@ def child_config(parent: ImageConfig | None, child: Child, platform: Platform) -
             "rootfs": {"type": "layers", "diff_ids": diff_ids if is_empty else [*diff_ids, str(child.diff_id)]},
         }
     )
+
+
+def restored_config(parent: ImageConfig | None, target: ImageConfig, config: ContainerConfig) -> bytes:
+    """The config of a step that another image has in its history: that image as it was then.
+
+    Source: moby image/cache/cache.go restoreCachedImage.
+    """
+    length = len(parent.history) if parent is not None else 0
+    entry = target.history[length]
+    diff_ids = [str(diff_id) for diff_id in (parent.diff_ids if parent is not None else ())]
+    if not entry.empty_layer:
+        diff_ids.append(str(target.diff_ids[len(diff_ids)]))
+    return _encode(
+        {
+            "architecture": target.architecture,
+            "variant": target.variant,
+            "author": target.author,
+            "config": wire.encode(config),
+            "container_config": wire.encode(ContainerConfig()),
+            "created": entry.created or wire.ZERO_TIME,
+            "docker_version": ENGINE_VERSION,
+            "history": [_show(each) for each in target.history[: length + 1]],
+            "os": target.os,
+            "os.version": target.os_version,
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
+        }
+    )
+
+
+def squashed_config(
+    image: ImageConfig, parent_id: str, base: ImageConfig | None, diff_id: Digest, created_ns: int
+) -> bytes:
+    """The config of an image whose layers above its base are one; the steps stay in history, without layers.
+
+    Source: moby daemon/images/image_squash.go.
+    """
+    document = json.loads(image.raw)
+    length = len(base.history) if base is not None else 0
+    diff_ids = [str(known) for known in (base.diff_ids if base is not None else ())]
+    created = wire.rfc3339nano(created_ns)
+    if base is not None:
+        comment = f"merge {image.image_id} to {base.image_id}"
+    else:
+        comment = f"create new from {image.image_id}"
+    steps = [
+        _show(entry if number < length else replace(entry, empty_layer=True))
+        for number, entry in enumerate(image.history)
+    ]
+    document["history"] = [*steps, _show(HistoryEntry(created, "", comment, "", False))]
+    document["created"] = created
+    document["parent"] = parent_id
+    document["rootfs"] = {"type": "layers", "diff_ids": [*diff_ids, str(diff_id)]}
+    return _encode(document)
 
 
 def imported_config(

@@ -57,9 +57,14 @@ def stream(text: str) -> bytes:
     return _line({"stream": text})
 
 
-def aux(value: Mapping[str, Any], *, with_progress: bool = False) -> bytes:
+def aux(value: Mapping[str, Any], *, with_progress: bool = False, id: str = "") -> bytes:
     """A result for programs; push writes an empty `progressDetail` before it, build does not."""
-    return _line({**({"progressDetail": {}} if with_progress else {}), "aux": value})
+    return _line({**({"progressDetail": {}} if with_progress else {}), **({"id": id} if id else {}), "aux": value})
+
+
+def blank() -> bytes:
+    """What ends the bar of a download in a build."""
+    return _line({})
 
 
 def error(text: str, code: int = 0) -> bytes:

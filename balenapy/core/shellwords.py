@@ -4,8 +4,8 @@
     expand_words(word, variables)  the same, and split at blanks, also at those a variable brought in
     split_words(text)              cut a line into words that still have their quotes
 
-Forms: `$x`, `${x}`, `${x:-w}`, `${x:+w}`, `${x:?w}`, `${x?w}`; the escape character takes the meaning from what follows
-it; single quotes keep everything, double quotes all but variables and escapes.
+Forms: `$x`, `${x}`, `${x:-w}`, `${x:+w}`; the escape character takes the meaning from what follows it; single quotes
+keep everything, double quotes all but variables and escapes.
 
 Source: moby 18.09 builder/dockerfile/shell/lex.go, parser/line_parsers.go parseWords.
 """
@@ -155,9 +155,9 @@ class _Lexer:
         value = self._variables.get(name, "")
         if after == "}":
             return value
-        if not after or after not in ":?":
+        if after != ":":
             raise _Bad("missing ':' in substitution")
-        modifier = self._next() if after == ":" else after
+        modifier = self._next()
         try:
             word, _ = self.until("}")
         except _Bad:
@@ -168,11 +168,6 @@ class _Lexer:
             return word if value else ""
         if modifier == "-":
             return value or word
-        if modifier == "?":
-            if name not in self._variables or (after == ":" and not value):
-                state = "empty" if name in self._variables else "unset"
-                raise _Bad(f"{name}: {word or f'is not allowed to be {state}'}")
-            return value
         raise _Bad(f"unsupported modifier ({modifier}) in substitution")
 
     def _name(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 
 from balenapy.core.wire import parse_rfc3339
 from balenapy.errors import EngineError
@@ -96,6 +97,26 @@ def _decimal(ns: int, unit: int) -> str:
     """Without zeros at its end: a unit is a power of ten."""
     whole, fraction = divmod(ns, unit)
     return f"{whole}.{fraction:0{len(str(unit)) - 1}d}".rstrip("0").rstrip(".")
+
+
+_HTTP_DATE = re.compile(
+    r"[A-Z][a-z]+, (?P<day>\d\d)[ -](?P<month>[A-Z][a-z]{2})[ -](?P<year>\d{4}) (?P<time>\d\d:\d\d:\d\d) GMT", re.ASCII
+)
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def parse_http_date(value: str) -> int | None:
+    """`Sun, 06 Nov 1994 08:49:37 GMT` as seconds since 1970; None for anything else."""
+    match = _HTTP_DATE.fullmatch(value.strip())
+    if match is None or match["month"] not in _MONTHS:
+        return None
+    hour, minute, second = map(int, match["time"].split(":"))
+    month = _MONTHS.index(match["month"]) + 1
+    try:
+        when = datetime(int(match["year"]), month, int(match["day"]), hour, minute, min(second, 59), tzinfo=UTC)
+    except ValueError:
+        return None
+    return int(when.timestamp())
 
 
 _UNIX = re.compile(r"([+-]?\d{1,18})(?:\.(\d*))?", re.ASCII)

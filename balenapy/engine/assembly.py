@@ -172,12 +172,12 @@ class Assembly:
 
         return await self._fresh(path, make)
 
-    async def place(self, arguments: Mapping[str, object]) -> Unpacked:
-        """Make a layer of what the worker `place` puts on an image with these arguments."""
+    async def make(self, verb: str, arguments: Mapping[str, object]) -> Unpacked:
+        """Make a layer by a worker that fills a snapshot directory: `place`, `squash`."""
         path = await self._snapshots.new_directory()
 
         async def make() -> dict[str, Any]:
-            return await self._workers.run("place", {**arguments, "directory": str(path)})
+            return await self._workers.run(verb, {**arguments, "directory": str(path)})
 
         return await self._fresh(path, make)
 

@@ -17,7 +17,7 @@ from balenapy.core.buildtree import FoundDockerfile, MemoryTree, take_dockerfile
 from balenapy.core.copysources import Source, find_sources
 from balenapy.core.imagearchive import is_packed
 from balenapy.core.tarstream import End, Entry, NeedData, TarReader
-from balenapy.errors import EngineError
+from balenapy.errors import EngineError, InvalidParameter
 
 if TYPE_CHECKING:
     from balenapy.engine.engine import Engine
@@ -77,10 +77,11 @@ class Context:
         )
 
     async def find(self, patterns: Sequence[str]) -> list[Source]:
-        """What the words of a COPY mean. Raises: as `find_sources`."""
+        """What the words of a COPY mean. Raises: as `find_sources`; InvalidParameter, when there is no context."""
         if self._tree is not None:
             return [source for pattern in patterns for source in find_sources(self._tree, pattern)]
-        assert self._directory is not None
+        if self._directory is None:
+            raise InvalidParameter("missing build context")
         return await find_in_directory(
             self._family, self._directory / "diff", patterns, self._directory / SUMS_FILE
         )
@@ -99,10 +100,20 @@ class Context:
 
 
 async def find_in_directory(
-    family: WorkerFamily, root: Path, patterns: Sequence[str], sums: Path | None = None
+    family: WorkerFamily,
+    root: Path,
+    patterns: Sequence[str],
+    sums: Path | None = None,
+    *,
+    host_names: bool = False,
 ) -> list[Source]:
-    """The same for a directory of files."""
-    arguments = {"root": str(root), "patterns": list(patterns), "sums": None if sums is None else str(sums)}
+    """The same for a directory of files; see worker/sources."""
+    arguments = {
+        "root": str(root),
+        "patterns": list(patterns),
+        "sums": None if sums is None else str(sums),
+        "host_names": host_names,
+    }
     report = await family.run("sources", arguments)
     return [Source(path, digest) for found in report["sources"] for path, digest in found]
 
@@ -112,7 +123,8 @@ def read_small(data: bytes) -> MemoryTree | None:
     if is_packed(data):
         return None
     reader, tree = TarReader(), MemoryTree()
-    reader.feed(data)
+    if data:
+        reader.feed(data)
     reader.feed(b"")
     entry: Entry | None = None
     content = bytearray()

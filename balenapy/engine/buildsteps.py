@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 import logging
+import posixpath
+import re
 import secrets
 import time
 from codecs import getincrementaldecoder
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 import trio
 
 from balenapy.core import creation, progress, wire
 from balenapy.core.buildargs import SOURCE_DATE_EPOCH, BuildArgs
-from balenapy.core.buildcache import same_config
+from balenapy.core.buildcache import continues, is_step, same_config
+from balenapy.core.buildtree import PLACE
 from balenapy.core.container import Container, ContainerConfig, HealthConfig, LogConfig
 from balenapy.core.copysources import Source, hash_of
 from balenapy.core.creation import CreateRequest
 from balenapy.core.dockerfile import Dockerfile, Instruction, Stage, parse_line
 from balenapy.core.gotext import show_words
-from balenapy.core.imageconfig import EMPTY_TAR, Child, child_config
+from balenapy.core.imageconfig import EMPTY_TAR, Child, child_config, restored_config, squashed_config
 from balenapy.core.instructions import Variables, apply, changes_config, command_line, environment_of, shell_of
 from balenapy.core.manifest import parse_image_config, parse_platform
+from balenapy.core.mountspec import parse_bind
 from balenapy.core.reference import parse_reference
 from balenapy.core.stdcopy import FrameReader, Stream
+from balenapy.core.timefmt import parse_http_date
 from balenapy.engine.assembly import Assembly, NewImage, Unpacked
-from balenapy.errors import EngineError, InvalidParameter, NotFound, SystemFailure, Unsupported
+from balenapy.engine.buildcontext import find_in_directory
+from balenapy.engine.fetch import open_url
+from balenapy.errors import EngineError, InvalidParameter, NotFound, SystemFailure
 from balenapy.registry.auth import find_credentials
 
 if TYPE_CHECKING:
@@ -43,10 +53,7 @@ log = logging.getLogger(__name__)
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SCRATCH = "scratch"
 CLEAN_UP_TIMEOUT_S = 30
-BUILDKIT_ONLY = (
-    "the --{} option requires BuildKit. Refer to https://docs.docker.com/go/buildkit/ "
-    "to learn how to build images with BuildKit enabled"
-)
+KNOWN_SUMS = 1024
 
 
 class CommandFailed(SystemFailure):
@@ -62,6 +69,7 @@ class _State:
     """Where a stage is."""
 
     name: str = ""
+    base: ImageRecord | None = None  # None: FROM scratch
     image: ImageRecord | None = None  # of its last step; None: nothing yet, FROM scratch
     config: ContainerConfig = field(default_factory=ContainerConfig)
     author: str = ""
@@ -75,6 +83,25 @@ class _State:
     @property
     def chain_id(self) -> str:
         return self.image.chain_id if self.image is not None else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A source of COPY or ADD."""
+
+    source: Source
+    root: Callable[[], Awaitable[Path]]  # makes the directory it is in, if there is none yet
+    unpack: bool = False
+    keep_owner: bool = False  # unless one is asked for
+
+
+@dataclass(slots=True)
+class _Origin:
+    """An image whose files are copied."""
+
+    image_id: str
+    chain_id: str
+    root: Path | None = None
 
 
 class Steps:
@@ -102,6 +129,7 @@ class Steps:
         self._stages: list[_State] = []
         self._containers: list[str] = []  # of the present step: ids, to be told of when they go
         self._state = _State()
+        self._cache_sources: list[ImageRecord] | None = None
 
     async def run(self, dockerfile: Dockerfile) -> ImageRecord:
         """Take every step; gives the last one's image.
@@ -170,11 +198,13 @@ class Steps:
         if "PATH" not in environment_of(config.env):
             config.env = [*(config.env or ()), DEFAULT_PATH]
         config.open_stdin = config.stdin_once = False
-        self._state = _State(stage.name, image, config)
+        self._state = _State(stage.name, image, image, config)
         self._arguments.begin_stage()
         triggers, config.on_build = config.on_build or [], None
         if triggers:
-            await self._output.say(f"# Executing {len(triggers)} build trigger{'s' if len(triggers) > 1 else ''}")
+            await self._output.say(f"# Executing {len(triggers)} build trigger")
+            if len(triggers) > 1:
+                await self._output.say("s")
             await self._output.say("\n")
         for text in triggers:
             await self._step(parse_line(text))
@@ -267,8 +297,9 @@ class Steps:
         config = self._with_command([*shell_of(self._state.config), f"#(nop) {comment}"])
         if await self._find_cached(config):
             return
+        placed = await self._place(config.working_dir, ())
         container_id = await self._make_up_container(config)
-        await self._commit(config, await self._place(config.working_dir, ()), container_id)
+        await self._commit(config, placed, container_id)
 
     async def _make_up_container(self, config: ContainerConfig) -> str:
         """What a step that runs nothing has for a container: a name, and its config filled from the image.
@@ -283,6 +314,7 @@ class Steps:
             container_id = secrets.token_hex(32)
             await self._announce(container_id)
         creation.merge_config(config, self._parent_config())
+        self._state.config.healthcheck = config.healthcheck  # one object there
         config.hostname = container_id[:12]
         return container_id
 
@@ -293,8 +325,6 @@ class Steps:
     # --- RUN
 
     async def _run(self, one: Instruction, environment: Mapping[str, str]) -> None:
-        for name, _ in one.flags:
-            raise InvalidParameter(BUILDKIT_ONLY.format(name))
         state = self._state
         command = command_line(state.config, one)
         known = self._with_command(self._arguments.marked(environment, command))
@@ -305,6 +335,7 @@ class Steps:
         config.env = [*(config.env or ()), *(f"{name}={value}" for name, value in environment.items())]
         config.entrypoint = [""]
         config.healthcheck = HealthConfig(["NONE"])
+        self._check_binds()
         self._family.start()
         container = await self._create(config, managed=True)
         try:
@@ -318,6 +349,12 @@ class Steps:
             await self._dispose(container, keep=False)
             raise
         await self._dispose(container, keep=not (self._request.remove or self._request.force_remove))
+
+    def _check_binds(self) -> None:
+        """Raises: InvalidParameter."""
+        for text in self._request.host_config.binds or ():
+            if parse_bind(text).type != "bind":
+                raise InvalidParameter(f"Cannot use non-bind mount during build: {text}")
 
     async def _create(self, config: ContainerConfig, *, managed: bool) -> Container:
         """Make a container for a step. One that is not `managed` is everybody's to see, and stays."""
@@ -373,63 +410,164 @@ class Steps:
     async def _copy(self, one: Instruction, variables: Variables) -> None:
         *patterns, destination = variables.words(one.words)
         owner = variables.word(one.flag("chown"))
-        if one.flag("chmod"):
-            raise InvalidParameter(BUILDKIT_ONLY.format("chmod"))
-        if one.flag("from"):
-            raise Unsupported("COPY --from is not supported by this engine yet")
-        root, sources = await self._find_sources(one, patterns)
-        if len(sources) > 1 and not destination.endswith("/"):
-            raise InvalidParameter(
-                f"When using {one.name} with more than one source file, the destination must be a directory "
-                "and end with a /"
-            )
-        chown = f"--chown={owner}" if owner else ""
-        comment = f"{one.name} {chown}{hash_of(sources)} in {destination} "
-        config = self._with_command([*shell_of(self._state.config), f"#(nop) {comment}"])
-        if await self._find_cached(config):
-            return
-        paths = [source.path for source in sources]
-        if root is None:
-            root = await self._context.root()
-        placed = await self._place(destination, [(root, paths)], owner=owner, unpack=one.name == "ADD")
-        await self._commit(config, placed, "")
+        async with AsyncExitStack() as stack:
+            found = await self._find_sources(stack, one, patterns, destination)
+            if len(found) > 1 and not destination.endswith("/"):
+                raise InvalidParameter(
+                    f"When using {one.name} with more than one source file, the destination must be a directory "
+                    "and end with a /"
+                )
+            chown = f"--chown={owner}" if owner else ""
+            comment = f"{one.name} {chown}{hash_of([each.source for each in found])} in {destination} "
+            config = self._with_command([*shell_of(self._state.config), f"#(nop) {comment}"])
+            if await self._find_cached(config):
+                return
+            sources = [
+                {
+                    "root": str(await root()),
+                    "paths": [each.source.path for each in group],
+                    "unpack": unpack,
+                    "keep_owner": keep_owner and not owner,
+                }
+                for (root, unpack, keep_owner), group in groupby(
+                    found, lambda each: (each.root, each.unpack, each.keep_owner)
+                )
+            ]
+            await self._commit(config, await self._place(destination, sources, owner=owner), "")
 
-    async def _find_sources(self, one: Instruction, patterns: Sequence[str]) -> tuple[Path | None, list[Source]]:
-        sources: list[Source] = []
+    async def _find_sources(
+        self, stack: AsyncExitStack, one: Instruction, patterns: Sequence[str], destination: str
+    ) -> list[_Found]:
+        """What is to be copied. What had to be made for that is gone with the stack."""
+        found: list[_Found] = []
+        image = await self._image_of(one.flag("from")) if one.flag("from") else None
         try:
-            sources = await self._context.find(patterns)
+            for pattern in patterns:
+                if pattern.startswith(("http://", "https://")):
+                    if one.name == "COPY":
+                        raise InvalidParameter("source can't be a URL for COPY")
+                    found.append(await self._download(stack, pattern, destination))
+                elif image is not None:
+                    found += await self._find_in_image(stack, image, pattern)
+                else:
+                    sources = await self._context.find([pattern])
+                    unpack = one.name == "ADD"
+                    found += [_Found(source, self._context.root, unpack=unpack) for source in sources]
         except NotFound as error:
-            raise InvalidParameter(
-                f"{one.name} failed: file not found in build context or excluded by .dockerignore: {error.message}"
-            ) from error
+            message = error.message
+            if image is None and message.startswith("stat "):
+                path = message.removeprefix("stat ").removesuffix(": file does not exist")
+                message = f"stat {PLACE}/{path}: no such file or directory"
+            raise InvalidParameter(f"{one.name} failed: {message}") from error
         except EngineError as error:
             raise InvalidParameter(f"{one.name} failed: {error.message}") from error
-        if not sources:
+        if not found:
             raise InvalidParameter(f"{one.name} failed: no source files were specified")
-        return None, sources
+        return found
+
+    async def _image_of(self, name: str) -> _Origin:
+        """The files that `--from` means: a stage by its name or number, else an image."""
+        try:
+            for number, state in enumerate(self._stages):
+                if name.lower() == state.name or name == str(number):
+                    return _Origin(state.image_id, state.chain_id)
+            if re.fullmatch(r"[+-]?[0-9]+", name):
+                own = int(name) == len(self._stages)
+                raise InvalidParameter("refers to current build stage" if own else "index out of bounds")
+            image = await self._image(name)
+        except EngineError as error:
+            raise InvalidParameter(f"invalid from flag value {name}: {error.message}") from error
+        return _Origin(image.image_id, image.chain_id)
+
+    async def _find_in_image(self, stack: AsyncExitStack, origin: _Origin, pattern: str) -> list[_Found]:
+        """What a pattern means in an image. What was found there before is known: an image does not change."""
+
+        async def root() -> Path:
+            if origin.root is None:
+                origin.root = await stack.enter_async_context(self._engine.snapshots.view(origin.chain_id))
+            return origin.root
+
+        known = self._engine.builds.sums
+        sources = known.get((origin.image_id, pattern))
+        if sources is None:
+            sources = await find_in_directory(
+                self._family, await root(), [pattern], host_names=self._epoch_s is None
+            )
+            if origin.image_id:
+                known[origin.image_id, pattern] = sources
+            while len(known) > KNOWN_SUMS:
+                del known[next(iter(known))]
+        return [_Found(source, root, keep_owner=True) for source in sources]
+
+    async def _download(self, stack: AsyncExitStack, url: str, destination: str) -> _Found:
+        """Fetch a file for ADD. It is private, and has the time that the server says."""
+        answer = await open_url(stack, url)
+        name = _file_name(url, answer.headers.get("content-disposition", ""))
+        if not name and destination.endswith("/"):
+            raise InvalidParameter(f"cannot determine filename for source {url}")
+        name = name or "__unnamed__"
+        directory = await self._engine.snapshots.new_directory()
+        stack.push_async_callback(self._engine.snapshots.discard, directory)
+
+        async def feed(stdin: trio.abc.SendStream) -> None:
+            await self._output.download(answer, "", "Downloading", stdin.send_all)
+
+        root = directory / "diff"
+        mtime_s = parse_http_date(answer.headers.get("last-modified", "")) or 0
+        arguments = {"directory": str(root), "name": name, "mtime": mtime_s}
+        report = await self._family.run("receive", arguments, feed=feed)
+        await self._output.say("\n")
+
+        async def where() -> Path:
+            return root
+
+        return _Found(Source(name, str(report["sum"])), where)
 
     async def _place(
-        self,
-        destination: str,
-        sources: Sequence[tuple[Path, Sequence[str]]],
-        *,
-        owner: str = "",
-        unpack: bool = False,
+        self, destination: str, sources: Sequence[Mapping[str, object]], *, owner: str = ""
     ) -> Unpacked:
+        """Put files on top of the present image; see worker/place."""
         if not destination.startswith("/"):
-            destination = f"{self._state.config.working_dir.rstrip('/')}/{destination}"
-            destination = destination if destination.startswith("/") else f"/{destination}"
+            slash = "/" if destination.endswith("/") else ""
+            destination = posixpath.normpath(f"/{self._state.config.working_dir}/{destination}") + slash
         layers = self._engine.snapshots.chain(self._state.chain_id)
-        return await self._work.place(
+        return await self._work.make(
+            "place",
             {
                 "lower": [str(layer.diff) for layer in layers],
                 "destination": destination,
-                "sources": [{"root": str(root), "paths": list(paths)} for root, paths in sources],
+                "sources": sources,
                 "owner": owner,
-                "unpack": unpack,
                 "epoch": self._epoch_s,
-            }
+            },
         )
+
+    # --- squash
+
+    async def squash(self) -> ImageRecord:
+        """Make one layer of all that the last stage added to its base. Source: moby daemon/images/image_squash.go."""
+        image, base = self._state.image, self._state.base
+        assert image is not None
+        chain = self._engine.snapshots.chain(image.chain_id)  # top first
+        added = len(chain) - len(base.config.diff_ids if base is not None else ())
+        layer = await self._work.make(
+            "squash",
+            {
+                "layers": [str(layer.diff) for layer in reversed(chain[:added])],
+                "lower": [str(layer.diff) for layer in chain[added:]],
+                "epoch": self._epoch_s,
+            },
+        )
+        raw = squashed_config(
+            image.config,
+            image.parent,
+            base.config if base is not None else None,
+            layer.diff_id,
+            time.time_ns() if self._epoch_s is None else self._epoch_s * 10**9,
+        )
+        (squashed,) = await self._work.commit([NewImage(parse_image_config(raw))], described=False)
+        await self._output.line(progress.aux({"ID": squashed.image_id}, id="moby.image.id"))
+        return squashed
 
     # --- cache and commit
 
@@ -438,18 +576,60 @@ class Steps:
         state = self._state
         if self._request.no_cache or state.cache_missed:
             return False
+        image = self._local_match(config)
+        if self._request.cache_from:
+            image = await self._foreign_match(config, image)
+        if image is None:
+            state.cache_missed = True
+            return False
+        state.image = image
+        await self._output.say(" ---> Using cache\n")
+        return True
+
+    def _local_match(self, config: ContainerConfig) -> ImageRecord | None:
         found = [
             image
-            for image in self._engine.images.store.children(state.image_id)
+            for image in self._engine.images.store.children(self._state.image_id)
             if (self._epoch_s is None or image.created_ns == self._epoch_s * 10**9)
             and same_config(wire.decode(ContainerConfig, dict(image.config.container_config)), config)
         ]
-        if not found:
-            state.cache_missed = True
-            return False
-        state.image = max(found, key=lambda image: image.created_ns)
-        await self._output.say(" ---> Using cache\n")
-        return True
+        return max(found, key=lambda image: image.created_ns, default=None)
+
+    async def _foreign_match(self, config: ContainerConfig, local: ImageRecord | None) -> ImageRecord | None:
+        """What the images of `cachefrom` know of this step; one found here counts only as their ancestor."""
+        store = self._engine.images.store
+        if self._cache_sources is None:
+            self._cache_sources = self._resolve_cache_sources()
+        parent = self._state.image
+        ancestors = {each for source in self._cache_sources for each in store.ancestry(source.image_id)}
+        if local is not None and local.image_id in ancestors:
+            return local
+        length = len(parent.config.history) if parent is not None else 0
+        for source in self._cache_sources:
+            target = source.config
+            if not continues(target, parent.config if parent is not None else None):
+                continue
+            if not is_step(target.history[length], config.cmd or ()):
+                continue
+            if length == len(target.history) - 1:
+                if parent is not None:
+                    await store.set_parent(source.image_id, parent.image_id)
+                return source
+            raw = restored_config(parent.config if parent is not None else None, target, config)
+            image = NewImage(parse_image_config(raw), parent=self._state.image_id)
+            self._cache_sources = [source]  # no jumping between them
+            (restored,) = await self._work.commit([image], described=False)
+            return restored
+        return None
+
+    def _resolve_cache_sources(self) -> list[ImageRecord]:
+        found = []
+        for name in self._request.cache_from:
+            try:
+                found.append(self._engine.images.resolve(name))
+            except EngineError as error:
+                log.warning("cannot take the cache from image=%s error=%s", name, error.message)
+        return found
 
     async def _commit(self, container_config: ContainerConfig, layer: Unpacked | None, container_id: str) -> None:
         state = self._state
@@ -492,6 +672,15 @@ class _ToOutput(trio.abc.SendStream):
 
     async def aclose(self) -> None:
         pass
+
+
+def _file_name(url: str, disposition: str) -> str:
+    """What a download is called; "" when nobody says. Source: moby builder/dockerfile/copy.go."""
+    path = unquote(urlsplit(url).path)
+    if path and not path.endswith("/"):
+        return posixpath.basename(path)
+    match = re.search(r';\s*filename="?([^";]*)', disposition, re.IGNORECASE)
+    return posixpath.basename(match[1]) if match is not None and not match[1].endswith("/") else ""
 
 
 def _argument_words(one: Instruction, variables: Variables) -> list[tuple[str, str | None]]:

@@ -20,6 +20,7 @@ from balenapy.linux.hostfacts import memory_bytes
 
 if TYPE_CHECKING:
     from balenapy.config import Config
+    from balenapy.engine.build import Builds
     from balenapy.engine.containers import Containers
     from balenapy.engine.events import EventBus
     from balenapy.engine.exec import Execs
@@ -77,3 +78,4 @@ class Engine:
 
     def __post_init__(self) -> None:
         self.limits = limits_for(self.config.memory_budget, memory_bytes(), len(os.sched_getaffinity(0)))
+    builds: Builds = field(init=False)

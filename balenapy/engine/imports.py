@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterable, Callable, Sequence
+from collections.abc import AsyncIterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import trio
 
@@ -17,23 +16,13 @@ from balenapy.core.instructions import apply_changes
 from balenapy.core.manifest import Platform, parse_image_config
 from balenapy.core.reference import Reference, parse_reference
 from balenapy.engine.assembly import Assembly, NewImage
+from balenapy.engine.fetch import open_url
 from balenapy.engine.lines import Lines, Write
 from balenapy.engine.pull import one_error
-from balenapy.errors import EngineError, Forbidden, InvalidParameter, NotFound, SystemFailure, Unauthorized
-from balenapy.registry.client import user_agent
-from balenapy.registry.errors import reason_phrase
-from balenapy.registry.http import HTTP
+from balenapy.errors import EngineError, InvalidParameter, SystemFailure
 
 if TYPE_CHECKING:
     from balenapy.engine.engine import Engine
-
-ERROR_BODY_MAX_BYTES = 64 << 10
-_KINDS: dict[int, Callable[[str], EngineError]] = {
-    400: InvalidParameter,
-    401: Unauthorized,
-    403: Forbidden,
-    404: NotFound,
-}
 
 Body = AsyncIterable[bytes]
 
@@ -91,7 +80,8 @@ async def _import(engine: Engine, request: ImportRequest, body: Body, lines: Lin
     async with AsyncExitStack() as stack:
         total = 0
         if request.source != "-":
-            body, total = await _open(stack, request.source)
+            body = answer = await open_url(stack, request.source)
+            total = answer.length or 0
             lines.message(f"Downloading from {request.source}")
         work = await stack.enter_async_context(Assembly(engine))
 
@@ -116,23 +106,3 @@ async def _import(engine: Engine, request: ImportRequest, body: Body, lines: Lin
     engine.images.publish(image, "import", image.image_id)
     engine.images.collector.wake()
     return image.image_id
-
-
-async def _open(stack: AsyncExitStack, url: str) -> tuple[Body, int]:
-    """Begin a download: its bytes, and how many there will be (0: nobody says).
-
-    Source: moby builder/remotecontext/remote.go, GetWithStatusError.
-    """
-    try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        raise InvalidParameter(f'parse "{url}": {error}') from error
-    if parts.scheme not in ("http", "https"):
-        raise SystemFailure(f'Get {url}: unsupported protocol scheme "{parts.scheme}"')
-    http = await stack.enter_async_context(HTTP(user_agent=user_agent(), host=parts.netloc, verify=True))
-    answer = await stack.enter_async_context(http.request("GET", url))
-    if answer.status >= 400:
-        text = (await answer.read_some(ERROR_BODY_MAX_BYTES)).decode("utf-8", "replace").strip()
-        status = f"{answer.status} {reason_phrase(answer.status)}"
-        raise _KINDS.get(answer.status, SystemFailure)(f"failed to GET {url} with status {status}: {text}")
-    return answer, answer.length or 0

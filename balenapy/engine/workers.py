@@ -29,6 +29,7 @@ import balenapy
 from balenapy.core.membudget import WORKERS_MAX
 from balenapy.errors import KINDS, SystemFailure
 from balenapy.linux.cgroups import Cgroups
+from balenapy.linux.process import memory_file
 
 if TYPE_CHECKING:
     from balenapy.engine.engine import Engine
@@ -360,11 +361,13 @@ class WorkerFamily:
         # Between question and answer nobody is cancelled: the answer would come to the next.
         with trio.CancelScope(shield=True):
             async with self._lock:
+                request = memory_file("request", data)
                 try:
-                    with _in_memory(data) as request:
-                        return await self._ask([request, *pipes.theirs])
+                    return await self._ask([request, *pipes.theirs])
                 except OSError as error:
                     raise SystemFailure(f"cannot start a worker: {error}") from error
+                finally:
+                    os.close(request)
         raise AssertionError("the scope swallows nothing")
 
     async def _ask(self, fds: list[int]) -> _Forked:
@@ -379,13 +382,20 @@ class WorkerFamily:
         return _Forked(int(data), received[0])
 
     async def end(self) -> None:
-        """End the parent, with what it forked."""
-        if self._socket is not None:
-            self._socket.close()
-        if self._parent is not None:
-            self._parent.kill()
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(self._parent.wait)
+        """End the parent. It reaps what it forked, all of which has ended, and leaves."""
+        if self._parent is None or self._socket is None:
+            return
+        self._socket.close()
+        pidfd = os.pidfd_open(self._parent.pid)
+        try:
+            with trio.move_on_after(REAP_TIMEOUT_S, shield=True) as scope:
+                await trio.lowlevel.wait_readable(pidfd)
+            if scope.cancelled_caught:
+                log.error("parent of workers does not end pid=%d", self._parent.pid)
+                self._parent.kill()
+            self._parent.wait()
+        finally:
+            os.close(pidfd)
 
 
 class _Worker:
@@ -520,19 +530,6 @@ class _FeedStream(trio.abc.SendStream):
 
     async def aclose(self) -> None:
         await self._stream.aclose()
-
-
-@contextmanager
-def _in_memory(data: bytes) -> Iterator[int]:
-    """A file that holds these bytes, of any length, while the block lasts."""
-    fd = os.memfd_create("request")
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def _widen(pipe: int) -> None:

@@ -155,6 +155,14 @@ class ImageStore:
         """Images built or committed from this one."""
         return [image for image in self._images.values() if image.parent == image_id]
 
+    def ancestry(self, image_id: str) -> list[str]:
+        """An image and those it was built from, as far as they are here."""
+        found: list[str] = []
+        while image_id in self._images and image_id not in found:
+            found.append(image_id)
+            image_id = self._images[image_id].parent
+        return found
+
     def with_prefix(self, hex_prefix: str) -> list[ImageRecord]:
         """Images whose ID begins like this (without `sha256:`)."""
         return [image for image_id, image in self._images.items() if image_id.partition(":")[2].startswith(hex_prefix)]
@@ -241,6 +249,19 @@ class ImageStore:
                 self._name(record)
 
         return await self._db.change(insert, apply)
+
+    async def set_parent(self, image_id: str, parent: str) -> None:
+        """Say from which image one was built: a build found it by its history."""
+
+        def update(connection: sqlite3.Connection) -> None:
+            connection.execute("UPDATE image SET parent = ? WHERE image_id = ?", (parent, image_id))
+
+        def apply(_: None) -> None:
+            image = self._images.get(image_id)
+            if image is not None:
+                image.parent = parent
+
+        await self._db.change(update, apply)
 
     async def remove(self, names: Iterable[Reference], image_ids: Iterable[str] = ()) -> None:
         """Delete references and images (with the references they still have) in one transaction.

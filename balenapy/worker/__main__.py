@@ -23,7 +23,9 @@ VERBS = {
     "pack": "balenapy.worker.pack",
     "patch": "balenapy.worker.patch",
     "place": "balenapy.worker.place",
+    "receive": "balenapy.worker.receive",
     "sources": "balenapy.worker.sources",
+    "squash": "balenapy.worker.squash",
     "unpack": "balenapy.worker.unpack",
     "verify": "balenapy.worker.verify",
 }

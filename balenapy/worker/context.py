@@ -15,17 +15,20 @@ import base64
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 from balenapy.core.buildtree import FoundDockerfile, entry_sum, take_dockerfile, to_text
-from balenapy.core.tarstream import Entry, NeedData, TarReader
-from balenapy.errors import InvalidParameter
+from balenapy.core.tarstream import Entry, InvalidTar, NeedData, TarReader
+from balenapy.errors import InvalidParameter, SystemFailure
 from balenapy.worker import process
 from balenapy.worker.extract import Extractor, clean
 from balenapy.worker.sources import DirectoryTree
 from balenapy.worker.unpack import CHUNKS_AHEAD, Ahead, Source
 
 SUMS = "sums.json"
+
+Begin = Callable[[Extractor, Entry], int]
 
 
 def run(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -51,10 +54,12 @@ def run(arguments: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def unpack(source: Source, extractor: Extractor) -> dict[str, str]:
+def unpack(source: Source, extractor: Extractor, begin: Begin = Extractor.begin) -> dict[str, str]:
     """Make all entries of a source that has begun; gives the hash of each by its clean path, the first of several.
 
-    Raises: InvalidTar, SystemFailure.
+    Args:
+        begin: makes one entry, and gives the descriptor for its content.
+    Raises: SystemFailure; InvalidTar, for a name that climbs above the root.
     """
     plain = Ahead(source.pieces(), CHUNKS_AHEAD)
     plain.start()
@@ -64,7 +69,10 @@ def unpack(source: Source, extractor: Extractor) -> dict[str, str]:
     digest = hashlib.sha256()
     fd, left, ended = -1, 0, False
     while True:
-        event = reader.next_event()
+        try:
+            event = reader.next_event()
+        except InvalidTar as error:  # it is not the request that is wrong, there neither
+            raise SystemFailure(error.message) from error
         if isinstance(event, memoryview):
             if fd < 0 and not left:
                 continue  # what follows the end
@@ -78,7 +86,7 @@ def unpack(source: Source, extractor: Extractor) -> dict[str, str]:
         elif isinstance(event, Entry):
             entry, left = event, event.size
             digest = entry_sum(event)
-            fd = extractor.begin(event)
+            fd = begin(extractor, event)
         elif isinstance(event, NeedData):
             if ended:
                 break
@@ -89,7 +97,7 @@ def unpack(source: Source, extractor: Extractor) -> dict[str, str]:
         if entry is not None and not left:
             if fd >= 0:
                 extractor.finish(fd, entry)
-            sums.setdefault(to_text(clean(entry.name)), digest.hexdigest())
+            sums.setdefault(to_text(clean(b"/" + entry.name)), digest.hexdigest())
             entry, fd = None, -1
     extractor.finish_all()
     return sums

@@ -37,7 +37,7 @@ def serve(fd: int, verbs: Mapping[str, str]) -> NoReturn:
             importlib.import_module(verbs[verb])
         while True:
             data, fds, _, _ = socket.recv_fds(requests, 1, MAX_FDS)
-            _reap()
+            _reap(0 if not data else os.WNOHANG)
             if not data:
                 os._exit(0)
             pid = os.fork()
@@ -69,7 +69,7 @@ def _run(fds: list[int], verbs: Mapping[str, str]) -> NoReturn:
     os._exit(process.report_outcome([request["verb"], json.dumps(arguments)], verbs))
 
 
-def _reap() -> None:
+def _reap(flags: int) -> None:
     with suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
+        while os.waitpid(-1, flags)[0]:
             pass

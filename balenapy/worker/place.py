@@ -4,9 +4,9 @@ Arguments:
     directory    a snapshot directory: `diff/` becomes the layer, its `tar-split.zst` is made beside it
     lower        the image's layers, top first
     destination  absolute; a slash at its end means a directory
-    sources      [{"root": a directory, "paths": [...]}], in order; none: only the destination is made, a directory
-    owner        `user[:group]`, names as the image knows them; "": root
-    unpack       local archives are unpacked instead of copied, with their own owners
+    sources      [{"root": a directory, "paths": [...], "unpack": archives are unpacked, with their own owners,
+                 "keep_owner": files keep theirs}], in order; none: only the destination is made, a directory
+    owner        `user[:group]` of the others, names as the image knows them; "": root
     epoch        as for `pack`
 
 The image is mounted with `diff/` on top, in a mount namespace of ours; a child chrooted in there does the work. Links
@@ -20,22 +20,25 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from balenapy.core.buildtree import Kind, follow, to_bytes
-from balenapy.core.tarstream import Entry, NeedData, TarReader
+from balenapy.core.tarstream import DIRECTORY, LINK, REGULAR, SYMLINK, Entry, InvalidTar, NeedData, TarReader
 from balenapy.errors import EngineError, NotFound, SystemFailure
 from balenapy.linux import syscalls
 from balenapy.worker import pack, process
 from balenapy.worker.context import unpack
 from balenapy.worker.copy import copy_content
 from balenapy.worker.decompress import HEAD_BYTES, open_decoder
-from balenapy.worker.extract import Extractor
-from balenapy.worker.sources import DirectoryTree
+from balenapy.worker.extract import Extractor, clean
+from balenapy.worker.sources import DirectoryTree, empty
 from balenapy.worker.unpack import Source
 
 IMPLIED_MODE = 0o755
+CAPABILITY = "security.capability"
+PROCESSING = "Error processing tar file(exit status 1): "
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -51,45 +54,53 @@ def run(arguments: dict[str, Any]) -> dict[str, Any]:
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount("none", "/", flags=syscalls.MS_REC | syscalls.MS_PRIVATE)
     syscalls.mount_overlay(merged, lower, os.path.join(directory, "diff"), work)
-    sources = [(os.open(source["root"], _DIRECTORY), source["paths"]) for source in arguments["sources"]]
+    sources = [_Sources(os.open(each.pop("root"), _DIRECTORY), **each) for each in arguments["sources"]]
+    if any(each.unpack for each in sources):
+        import bz2  # noqa: F401  (what archives may need: where we go nothing can be imported)
+        import fcntl  # noqa: F401
+        import lzma  # noqa: F401
+
+        import zstandard  # noqa: F401
     process.apart(lambda: _place(merged, sources, arguments))
-    for fd, _ in sources:
-        os.close(fd)
+    for each in sources:
+        os.close(each.fd)
     syscalls.umount2(merged, 0)
     for path in (merged, *([] if arguments["lower"] else lower)):
         os.rmdir(path)
-    _remove_work(work)
+    empty(os.fsencode(work))  # overlayfs leaves things in its own
+    os.rmdir(work)
     return pack.run({"directory": directory, "fresh": True, "epoch": arguments.get("epoch")})
 
 
-def _remove_work(work: str) -> None:
-    """overlayfs leaves a directory in its own."""
-    for name in os.listdir(work):
-        os.rmdir(os.path.join(work, name))
-    os.rmdir(work)
+@dataclass(frozen=True, slots=True)
+class _Sources:
+    fd: int
+    paths: list[str]
+    unpack: bool
+    keep_owner: bool
 
 
-def _place(merged: str, sources: list[tuple[int, list[str]]], arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _place(merged: str, sources: Sequence[_Sources], arguments: Mapping[str, Any]) -> dict[str, Any]:
     process.enter(merged)
     os.umask(0)
-    placer = Placer(arguments["destination"], arguments["owner"], unpack_archives=arguments["unpack"])
+    placer = Placer(arguments["destination"], arguments["owner"])
     if not sources:
         placer.make_destination()
-    for fd, paths in sources:
-        for path in paths:
-            placer.place(DirectoryTree(fd), path)
+    for each in sources:
+        for path in each.paths:
+            placer.place(DirectoryTree(each.fd), path, unpack_archives=each.unpack, keep_owner=each.keep_owner)
     return {}
 
 
 class Placer:
     """Puts sources at one destination, below the root we are in."""
 
-    def __init__(self, destination: str, owner: str, *, unpack_archives: bool) -> None:
+    def __init__(self, destination: str, owner: str) -> None:
         """Raises: SystemFailure, for an owner that the image does not know."""
         self._tree = DirectoryTree("/")
         self._destination = destination
-        self._unpack_archives = unpack_archives
         self._owner = find_owner(self._tree, owner) if owner else (0, 0)
+        self._keep_owner = False
 
     def make_destination(self) -> None:
         """Make it a directory, if it is none: WORKDIR. Raises: SystemFailure."""
@@ -101,30 +112,38 @@ class Placer:
                 raise SystemFailure(f"Cannot mkdir: {self._destination} is not a directory") from error
             raise process.failed("mkdir", path, error) from error
 
-    def place(self, tree: DirectoryTree, path: str) -> None:
+    def place(self, tree: DirectoryTree, path: str, *, unpack_archives: bool, keep_owner: bool) -> None:
         """Copy one source. Raises: SystemFailure."""
+        self._keep_owner = keep_owner
         source = follow(tree, path)
         target = follow(self._tree, self._destination.lstrip("/"))
+        what = "failed to copy directory"
         try:
             if tree.kind(source) is Kind.DIRECTORY:
+                self._make_directories(to_bytes(target), self._owner)
                 self._copy_directory(tree.fd, to_bytes(source), to_bytes(target))
-            elif self._unpack_archives and self._unpack(tree.fd, to_bytes(source), to_bytes(target)):
                 return
-            else:
-                if self._destination.endswith("/") or self._tree.kind(target) is Kind.DIRECTORY:
-                    name = path.rstrip("/").rpartition("/")[2]
-                    target = f"{target}/{name}" if target else name
-                parent = to_bytes(target).rpartition(b"/")[0]
-                self._make_directories(parent, self._owner)
-                self._copy_entry(tree.fd, to_bytes(source), to_bytes(target), {})
+            if unpack_archives and self._unpack(tree.fd, to_bytes(source), to_bytes(target)):
+                return
+            if self._destination.endswith("/") or self._tree.kind(target) is Kind.DIRECTORY:
+                name = path.rstrip("/").rpartition("/")[2]
+                target = f"{target}/{name}" if target else name
+            what = "failed to create new directory"
+            self._make_directories(to_bytes(target).rpartition(b"/")[0], self._owner)
+            what = "failed to copy file"
+            self._copy_entry(tree.fd, to_bytes(source), to_bytes(target), {})
+        except NotADirectoryError as error:
+            where = process.show(error.filename if isinstance(error.filename, bytes) else to_bytes(target))
+            raise SystemFailure(f"failed to copy files: {what}: mkdir /{where}: not a directory") from error
         except OSError as error:
-            raise SystemFailure(f"failed to copy files: {process.describe(error)}") from error
+            raise SystemFailure(f"failed to copy files: {what}: {process.describe(error)}") from error
+        except SystemFailure as error:
+            raise SystemFailure(f"failed to copy files: {error.message}") from error
 
     # --- copying
 
     def _copy_directory(self, fd: int, source: bytes, target: bytes) -> None:
-        """What is in the source, into the target; a target that exists keeps its own owner, mode and times."""
-        self._make_directories(target, self._owner)
+        """What is in the source, into the target, which keeps its own owner, mode and times."""
         links: dict[tuple[int, int], bytes] = {}
         times: list[tuple[bytes, int]] = []
         pending = [(source, target)]
@@ -151,8 +170,8 @@ class Placer:
                 os.mkdir(target, mode)
             except FileExistsError:
                 pass
+            os.chown(target, *self._owner_of(status))
             os.chmod(target, mode)
-            os.chown(target, *self._owner)
             return True
         if status.st_nlink > 1:
             first = links.setdefault((status.st_dev, status.st_ino), target)
@@ -167,8 +186,7 @@ class Placer:
         else:
             os.mknod(target, status.st_mode, status.st_rdev)
             os.chmod(target, mode)
-        # Last: it takes setuid bits and file capabilities away, as there.
-        os.chown(target, *self._owner, follow_symlinks=False)
+        os.chown(target, *self._owner_of(status), follow_symlinks=False)
         _set_time(target, status.st_mtime_ns)
         return False
 
@@ -178,14 +196,22 @@ class Placer:
             writing = os.open(target, _CREATE, 0o600)
             try:
                 copy_content(reading, writing, status.st_size)
+                if self._keep_owner:
+                    os.fchown(writing, status.st_uid, status.st_gid)
+                    _copy_capability(reading, writing)
                 os.fchmod(writing, stat.S_IMODE(status.st_mode))
-                os.fchown(writing, *self._owner)
+                if not self._keep_owner:
+                    # Last: it takes setuid bits and file capabilities away, as there.
+                    os.fchown(writing, *self._owner)
                 whole = status.st_mtime_ns // 1_000_000_000
                 os.utime(writing, (whole, whole))
             finally:
                 os.close(writing)
         finally:
             os.close(reading)
+
+    def _owner_of(self, status: os.stat_result) -> tuple[int, int]:
+        return (status.st_uid, status.st_gid) if self._keep_owner else self._owner
 
     def _make_room(self, target: bytes, kind: int) -> None:
         """Take away what is in the way: everything but a directory for a directory."""
@@ -226,8 +252,31 @@ def _unpack_into(archive: int, directory: bytes) -> dict[str, Any]:
     reader.begin()
     os.chroot(directory or b"/")
     os.chdir("/")
-    unpack(reader, Extractor(whiteouts=False))
+    unpack(reader, Extractor(whiteouts=False), begin=_begin)
     return {}
+
+
+def _begin(extractor: Extractor, entry: Entry) -> int:
+    """Make an entry of an archive. A name that climbs above the root is put below it, as there; so are its words."""
+    name, link = _within(entry.name), _within(entry.link) if entry.type == LINK else entry.link
+    try:
+        return extractor.begin(entry._replace(name=name or b".", link=link))
+    except InvalidTar as error:
+        raise SystemFailure(f"{PROCESSING}{error.message}") from error
+    except SystemFailure as error:
+        cause = error.__cause__
+        if not isinstance(cause, OSError):
+            raise
+        shown = process.show(name)
+        actions = {REGULAR: "open", DIRECTORY: "mkdir", SYMLINK: f"symlink {process.show(link)}"}
+        actions[LINK] = f"link /{process.show(link)}"
+        action = actions.get(entry.type, "mknod")
+        why = process.describe(OSError(cause.errno, ""))
+        raise SystemFailure(f"{PROCESSING}{action} /{shown}: {why}") from error
+
+
+def _within(name: bytes) -> bytes:
+    return clean(b"/" + name)
 
 
 def is_archive(fd: int) -> bool:
@@ -263,12 +312,14 @@ def find_owner(tree: DirectoryTree, text: str) -> tuple[int, int]:
         raise SystemFailure(f"{prefix}invalid chown string format: {text}")
     user, group = parts[0], parts[-1]
     try:
-        return _find(tree, user, "etc/passwd", "user", "uid"), _find(tree, group, "etc/group", "group", "gid")
+        uid = _find(tree, user, "etc/passwd", ("user", "uid"))
+        return uid, _find(tree, group, "etc/group", ("group", "gid"))
     except NotFound as error:
         raise SystemFailure(f"{prefix}{error.message}") from error
 
 
-def _find(tree: DirectoryTree, name: str, path: str, kind: str, number: str) -> int:
+def _find(tree: DirectoryTree, name: str, path: str, words: tuple[str, str]) -> int:
+    kind, number = words
     if name.isascii() and name.isdigit():
         return int(name[:10])
     path = follow(tree, path)
@@ -295,6 +346,14 @@ def _names(fd: int, path: bytes) -> list[bytes]:
 
 def _join(directory: bytes, name: bytes) -> bytes:
     return directory + b"/" + name if directory else name
+
+
+def _copy_capability(source: int, target: int) -> None:
+    try:
+        value = os.getxattr(source, CAPABILITY)
+    except OSError:  # it has none
+        return
+    os.setxattr(target, CAPABILITY, value)
 
 
 def _set_time(path: bytes, mtime_ns: int) -> None:

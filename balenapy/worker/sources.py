@@ -1,7 +1,8 @@
 """Verb `sources`: which files of a directory COPY and ADD mean, and what they hash to.
 
 Arguments: {"root": a directory, where we are chrooted; "patterns": [...]; "sums": a file with the hashes of a context's
-entries, else they are made of the files as they are}. Report: {"sources": [[[path, hash], ...] for each pattern]}.
+entries, else they are made of the files as they are; "host_names": owners are called as this machine calls them, which
+the reference engine does; else only root has a name}. Report: {"sources": [[[path, hash], ...] for each pattern]}.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import stat
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from balenapy.core.buildtree import Kind, header_sum, to_bytes, to_text
@@ -40,11 +42,37 @@ def run(arguments: dict[str, Any]) -> dict[str, Any]:
     if arguments.get("sums") is not None:
         with open(arguments["sums"], "rb") as file:
             sums = json.load(file)
+    names = OwnerNames.of_host() if arguments.get("host_names") else OwnerNames()
     process.enter(root)
-    tree = DirectoryTree("/", sums)
+    tree = DirectoryTree("/", sums, names)
     return {
         "sources": [[[source.path, source.hash] for source in find_sources(tree, pattern)] for pattern in patterns]
     }
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerNames:
+    """What owners are called in a hash."""
+
+    users: Mapping[int, bytes] = field(default_factory=lambda: {0: b"root"})
+    groups: Mapping[int, bytes] = field(default_factory=lambda: {0: b"root"})
+
+    @classmethod
+    def of_host(cls) -> OwnerNames:
+        return cls(_names_in("/etc/passwd"), _names_in("/etc/group"))
+
+
+def _names_in(path: str) -> dict[int, bytes]:
+    found: dict[int, bytes] = {}
+    try:
+        with open(path, "rb") as file:
+            for line in file:
+                fields = line.strip().split(b":")
+                if len(fields) > 2 and fields[2].isdigit():
+                    found.setdefault(int(fields[2]), fields[0])
+    except FileNotFoundError:
+        pass
+    return found
 
 
 class DirectoryTree:
@@ -53,12 +81,16 @@ class DirectoryTree:
     Args:
         root: where it is, or a descriptor of it.
         sums: hashes that are known; None: they are made.
+        names: for hashes that are made.
     """
 
-    def __init__(self, root: str | int, sums: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, root: str | int, sums: Mapping[str, str] | None = None, names: OwnerNames | None = None
+    ) -> None:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         self.fd = os.open(root, flags) if isinstance(root, str) else root
         self._sums = sums
+        self._names = names or OwnerNames()
 
     def status(self, path: str) -> os.stat_result | None:
         try:
@@ -106,6 +138,8 @@ class DirectoryTree:
             gid=status.st_gid,
             size=status.st_size if is_file else 0,
             link=to_bytes(self.target(path)) if kind == stat.S_IFLNK else b"",
+            uname=self._names.users.get(status.st_uid, b""),
+            gname=self._names.groups.get(status.st_gid, b""),
             major=os.major(status.st_rdev) if device else 0,
             minor=os.minor(status.st_rdev) if device else 0,
             xattrs=self._capability(name) if is_file else None,
@@ -144,12 +178,17 @@ class DirectoryTree:
         if not stat.S_ISDIR(status.st_mode):
             os.unlink(to_bytes(path), dir_fd=self.fd)
             return
-        for _, directories, files, fd in os.fwalk(to_bytes(path), topdown=False, dir_fd=self.fd):
-            for name in files:
-                os.unlink(name, dir_fd=fd)
-            for name in directories:
-                if stat.S_ISLNK(os.lstat(name, dir_fd=fd).st_mode):
-                    os.unlink(name, dir_fd=fd)
-                else:
-                    os.rmdir(name, dir_fd=fd)
+        empty(to_bytes(path), self.fd)
         os.rmdir(to_bytes(path), dir_fd=self.fd)
+
+
+def empty(path: bytes, dir_fd: int | None = None) -> None:
+    """Remove all that is in a directory; links are not followed."""
+    for _, directories, files, fd in os.fwalk(path, topdown=False, dir_fd=dir_fd):
+        for name in files:
+            os.unlink(name, dir_fd=fd)
+        for name in directories:
+            if stat.S_ISLNK(os.lstat(name, dir_fd=fd).st_mode):
+                os.unlink(name, dir_fd=fd)
+            else:
+                os.rmdir(name, dir_fd=fd)

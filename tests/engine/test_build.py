@@ -85,8 +85,8 @@ def test_a_command_that_fails_ends_the_build_with_its_code(engine: EngineProcess
     ("dockerfile", "status", "message"),
     [
         ("", 400, "the Dockerfile (Dockerfile) cannot be empty"),
-        ("# c\n", 400, "failed to parse Dockerfile: file with no instructions"),
-        ("FROM x\nFOO", 400, "dockerfile parse error line 2: unknown instruction: FOO"),
+        ("# c\n", 400, "No image was generated. Is your Dockerfile empty?"),
+        ("FROM x\nFOO", 400, "Dockerfile parse error line 2: unknown instruction: FOO"),
         ("RUN x", 400, "no build stage in current context"),
     ],
 )
@@ -100,7 +100,7 @@ def test_a_dockerfile_that_cannot_be_read_is_refused(
 def test_a_missing_dockerfile_and_bad_parameters_are_refused(engine: EngineProcess) -> None:
     for query, status, message in (
         ({"dockerfile": "nope"}, 500, "Cannot locate specified Dockerfile: nope"),
-        ({"dockerfile": "../x"}, 500, "forbidden path outside the build context: ../x ()"),
+        ({"dockerfile": "../x"}, 500, "Forbidden path outside the build context: ../x ()"),
         ({"t": "a@sha256:" + "0" * 64}, 500, "build tag cannot contain a digest"),
         ({"version": "2"}, 400, "BuildKit is not supported by this daemon, use version=1"),
         ({"version": "3"}, 500, 'invalid version "3"'),

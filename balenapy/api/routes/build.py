@@ -10,7 +10,7 @@ from balenapy.api.response import BodyWriter, Response, StreamResponse, empty_re
 from balenapy.core import progress, wire
 from balenapy.core.container import HostConfig, Ulimit
 from balenapy.core.manifest import parse_platform
-from balenapy.engine.build import BuildRequest, build, check_tags
+from balenapy.engine.build import BuildRequest, check_tags
 from balenapy.engine.buildsteps import CommandFailed
 from balenapy.errors import EngineError, InvalidParameter, SystemFailure
 
@@ -27,7 +27,7 @@ def register(app: App, engine: Engine) -> None:
 
         async def produce(write: BodyWriter) -> None:
             try:
-                await build(engine, asked, request.body, write)
+                await engine.builds.build(asked, request.body, write)
             except EngineError as error:
                 if not write.started:
                     raise
@@ -108,6 +108,7 @@ def _host_config(request: Request) -> HostConfig:
         cgroup_parent=args.get("cgroupparent", ""),
         network_mode=args.get("networkmode", ""),
         extra_hosts=args.getlist("extrahosts") or None,
+        binds=list(_list(args.get("volumes", ""))) or None,
         isolation=isolation,
     )
     shm_size = args.get("shmsize", "")
@@ -144,10 +145,14 @@ def _strings(text: str, what: str, *, nulls: bool = False) -> dict[str, Any]:
     if value is None:
         return {}
     kinds = (str, type(None)) if nulls else (str,)
-    if not isinstance(value, dict) or not all(isinstance(entry, kinds) for entry in value.values()):
-        go = "*string" if nulls else "string"
-        raise InvalidParameter(f"{what}: json: cannot unmarshal into Go value of type map[string]{go}")
-    return value
+    go = "*string" if nulls else "string"
+    wrong = value if not isinstance(value, dict) else [one for one in value.values() if not isinstance(one, kinds)][:1]
+    if isinstance(value, dict) and not wrong:
+        return value
+    kind, target = (wire.kind_of(wrong[0]), "string") if isinstance(value, dict) else (
+        wire.kind_of(value), f"map[string]{go}"
+    )  # fmt: skip
+    raise InvalidParameter(f"{what}: json: cannot unmarshal {kind} into Go value of type {target}")
 
 
 def _list(text: str) -> tuple[str, ...]:
