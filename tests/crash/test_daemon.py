@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from tests.compat.images import file, make_tar
+from tests.deltas_fixture import add_delta
 from tests.engine_process import EngineProcess, wait_until
 from tests.images_fixture import ImageFixture, busybox
 from tests.powercut.invariants import Found, inspect
+from tests.powercut.journeys import delta_to_fourth, fourth_image, third_image
 from tests.registry.fake import FakeRegistry, fake_registry
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
@@ -73,6 +75,10 @@ def registry() -> Iterator[FakeRegistry]:
     with fake_registry() as registry:
         registry.add("team/app", "1", busybox())
         registry.add("team/app", "2", ImageFixture((*busybox().tars, make_tar([file("new", os.urandom(300_000))]))))
+        registry.has_referrers = True
+        registry.add("team/app", "3", third_image())
+        registry.add("team/app", "4", fourth_image())
+        add_delta(registry, "team/app", delta_to_fourth())
         yield registry
 
 
@@ -163,6 +169,7 @@ def _is_at_rest(engine: MortalEngine) -> bool:
 
 def test_images_survive_a_daemon_killed_at_every_step(engine: MortalEngine, registry: FakeRegistry) -> None:
     one, two, local = f"{registry.host}/team/app:1", f"{registry.host}/team/app:2", "local:1"
+    four = f"{registry.host}/team/app:4"
 
     def pull(name: str) -> int:
         return engine.ask("POST", f"/images/create?fromImage={name}")
@@ -192,7 +199,14 @@ def test_images_survive_a_daemon_killed_at_every_step(engine: MortalEngine, regi
         remove(two)
         engine.ask("POST", f"/images/{one}/tag?repo=local&tag=1")  # leaves the other one without a name
 
+    def without_four() -> None:
+        pull(f"{registry.host}/team/app:3")
+        remove(four)
+
     every_step(engine, "pull", without_two, lambda: pull(two))
+    every_step(engine, "pull by delta", without_four, lambda: pull(four))
+    assert registry.seen(f"blobs/{delta_to_fourth().layers[0].digest}")
+    assert not registry.seen(f"blobs/{fourth_image().layers[0].digest}")
     every_step(engine, "delete", with_both, lambda: remove(two))
     every_step(engine, "tag", untagged, lambda: engine.ask("POST", f"/images/{one}/tag?repo=local&tag=1"))
     every_step(

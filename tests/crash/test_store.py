@@ -13,10 +13,13 @@ import pytest
 import trio
 
 from balenapy.engine.engine import Engine
+from tests.compat.images import file, make_tar
 from tests.crash.store_process import StoreProcess, store_process
+from tests.deltas_fixture import add_delta, native_delta
 from tests.engine.archives import archive, docker_members, load_bytes
 from tests.engine.image_engine import image_engine, on_disk, pull, rows, settle, stopped_container
 from tests.images_fixture import ImageFixture, layered
+from tests.powercut.journeys import blob, third_image
 from tests.registry.fake import FakeRegistry, fake_registry
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
@@ -38,8 +41,6 @@ def registry() -> Iterator[FakeRegistry]:
 
 def other_image() -> ImageFixture:
     """Shares two layers with `layered`."""
-    from tests.compat.images import file, make_tar
-
     return ImageFixture((*layered().tars[:2], make_tar([file("new", os.urandom(700_000))])))
 
 
@@ -139,6 +140,44 @@ def test_a_pull_may_die_at_every_step(
 
     steps = every_step(process, tmp_path, prepare, check, "pull", name=name, slow_link=slow_link)
     print(f"pull died at each of {len(steps)} steps: {', '.join(steps)}")
+    assert {"begin pull", "commit layer", "add image"} <= set(steps)
+    assert ("sync_file" in steps) is slow_link
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slow_link", [False, True])
+def test_a_pull_by_delta_may_die_at_every_step(
+    process: StoreProcess, registry: FakeRegistry, tmp_path: Path, slow_link: bool
+) -> None:
+    old = third_image()
+    new = ImageFixture((make_tar([file("big", blob(150_000, 3)), file("more", blob(700_000, 5))]),))
+    delta = native_delta(old, new)
+    registry.has_referrers = True
+    registry.add("team/app", "1", old)
+    registry.add("team/app", "2", new)
+    add_delta(registry, "team/app", delta)
+    name = f"{registry.host}/team/app:2"
+
+    async def prepare(root: Path) -> None:
+        async with image_engine(root) as engine:
+            await pull(engine, f"{registry.host}/team/app:1")
+        registry.requests.clear()
+
+    async def check(root: Path, died: bool) -> None:
+        async with image_engine(root) as engine:
+            await check_invariants(engine)
+            assert set(state_of(engine).values()) in ({old.image_id, new.image_id}, {old.image_id} if died else set())
+            await pull(engine, name)
+            await check_invariants(engine)
+            assert state_of(engine)[name] == new.image_id
+            (layer,) = engine.snapshots.chain(engine.images.resolve(name).chain_id)
+            await engine.workers.run("pack", {"directory": str(layer.path), "diff_id": layer.diff_id})
+            assert on_disk(engine)["ingest"] == []
+            assert rows(engine)["ingest"] == rows(engine)["lease"] == 0
+        assert not registry.seen(f"blobs/{new.layers[0].digest}"), "it came in full"
+
+    steps = every_step(process, tmp_path, prepare, check, "pull", name=name, slow_link=slow_link)
+    print(f"pull by delta died at each of {len(steps)} steps: {', '.join(steps)}")
     assert {"begin pull", "commit layer", "add image"} <= set(steps)
     assert ("sync_file" in steps) is slow_link
 

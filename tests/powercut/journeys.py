@@ -7,6 +7,7 @@ the disk's log when each begins and what a client may expect from its end on.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import random
 from collections.abc import AsyncIterator
@@ -24,6 +25,7 @@ from balenapy.errors import Conflict
 from balenapy.stores import content
 from balenapy.stores.containers import ContainerStore
 from tests.compat.images import file, make_tar
+from tests.deltas_fixture import DeltaFixture, add_delta, native_delta
 from tests.engine.image_engine import image_engine, pull, settle
 from tests.images_fixture import ImageFixture, layered
 from tests.powercut import fuse
@@ -67,6 +69,16 @@ def second_image() -> ImageFixture:
 def third_image() -> ImageFixture:
     """One plain layer that is staged in many pieces on a slow link."""
     return ImageFixture((make_tar([file("big", blob(150_000, 3))]),), compressions=("plain",))
+
+
+def fourth_image() -> ImageFixture:
+    """The third one with more in it; it comes as a delta, which is staged in several pieces."""
+    return ImageFixture((make_tar([file("big", blob(150_000, 3)), file("more", blob(200_000, 4))]),))
+
+
+@functools.cache
+def delta_to_fourth() -> DeltaFixture:
+    return native_delta(third_image(), fourth_image())
 
 
 class Session:
@@ -124,9 +136,9 @@ class Session:
 
     # --- journeys
 
-    async def pull(self, image: str) -> None:
+    async def pull(self, image: str, mode: str = "auto") -> None:
         async with self.journey(f"pull {image}"):
-            await pull(self.engine, self.name(image))
+            await pull(self.engine, self.name(image), mode=mode)
 
     async def tag(self, image: str, name: str, tag: str) -> None:
         async with self.journey(f"tag {name}:{tag}"):
@@ -193,8 +205,11 @@ def _by_name(container: Container) -> str:
 
 
 def fill_registry(registry: FakeRegistry) -> None:
-    for tag, image in (("1", first_image()), ("2", second_image()), ("3", third_image())):
+    registry.has_referrers = True
+    images = (first_image(), second_image(), third_image(), fourth_image())
+    for tag, image in zip("1234", images, strict=True):
         registry.add("team/app", tag, image)
+    add_delta(registry, "team/app", delta_to_fourth())
 
 
 async def every_journey(session: Session, *, slow_link: bool) -> None:
@@ -212,6 +227,8 @@ async def every_journey(session: Session, *, slow_link: bool) -> None:
             session.registry.add("team/app", "1", second_image())
             await session.pull("1")  # the tag moves
             await session.pull("3")  # goes on where it was
+            session.registry.fault("blobs/" + delta_to_fourth().layers[0].digest, stall_at=40_000)
+            await session.fail_to_pull("4")
             other = await session.run_container("1", f"second{session.suffix}")
             await session.remove_container(container)
             await session.remove("local:1")
@@ -220,6 +237,7 @@ async def every_journey(session: Session, *, slow_link: bool) -> None:
             await session.remove_container(session.containers.find(other.id) or other)
             await session.remove(session.name("1"))
             await session.pull("2")
+            await session.pull("4", mode="require")  # by delta, where it was
             async with session.journey("prune"):
                 await session.engine.images.collector.collect()
 

@@ -46,7 +46,8 @@ KINDS = (
     (errno.ENOSPC, 3),
     (errno.EROFS, ALWAYS),
 )
-REACH = {"pull": 200, "move": 120, "tag": 6, "container": 40, "remove": 30}  # about how many requests a journey makes
+# About how many requests a journey makes.
+REACH = {"pull": 200, "delta": 150, "move": 120, "tag": 6, "container": 40, "remove": 30}
 DISK_BYTES = 24 << 20
 
 
@@ -88,6 +89,8 @@ async def one_fault(
     async with session.open():
         say_syncfs(session.engine)
         await session.pull("1")
+        if journey == "delta":
+            await session.pull("3")
         before = session.state()
         await trio.to_thread.run_sync(fuse.fail, mount, *fault)
         try:
@@ -104,7 +107,7 @@ async def one_fault(
     async with session.open():
         await settle(session.engine)
         assert session.state() == state, f"{what}: clients were shown {state}, the rows say {session.state()}"
-        if journey == "pull" and outcome == "refused":
+        if journey in ("pull", "delta") and outcome == "refused":
             assert state == before, what
         found = inspect(root / "data")
         assert found.violations == [], what
@@ -118,6 +121,8 @@ async def one_fault(
 async def act(session: Session, journey: str) -> None:
     if journey == "pull":
         await session.pull("2")
+    elif journey == "delta":
+        await session.pull("4")
     elif journey == "move":
         session.registry.manifests["team/app", "1"] = session.registry.manifests["team/app", "3"]
         await session.pull("1")
