@@ -23,6 +23,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 import zstandard
@@ -30,6 +31,7 @@ from bsdiff4 import core
 
 from delta import program, sections
 from delta.addresses import Layout, Relocation, find_layout, least_region
+from delta.anchors import find_regions
 from delta.base import LayerTar
 from delta.errors import OverBudget
 from delta.headers import FIRST_MASK, MAX_MASKS, RAW, SAME, ZERO_BLOCK, is_extension, mask_of
@@ -61,7 +63,8 @@ REWRITTEN_PART = 16
 MOVED_PART = 2000
 # bsdiff's suffix array takes some 16 bytes a byte of the old file.
 MAX_BSDIFF_BYTES = 160 << 20
-FAST_BSDIFF_BYTES = 1 << 20
+FAST_BSDIFF_BYTES = 1 << 18
+MAX_HASTY_BYTES = 1 << 30
 _READ_BYTES = 1 << 20
 _PIECE_BYTES = 1 << 16
 _ZERO_RUN = re.compile(rb"\0{8,}")
@@ -174,6 +177,24 @@ def bsdiff(old: bytes, new: bytes) -> Bsdiff:
     for add, after, seek in struct.iter_unpack("<QQQ", control):
         triples.append((add, after, seek if seek < 1 << 63 else -(seek - (1 << 63))))
     return Bsdiff(_without_nothing(triples), diff, extra)
+
+
+def hasty_bsdiff(old: bytes, new: bytes) -> Bsdiff:
+    """The same streams, the matches found by anchors."""
+    regions = find_regions(old, new)
+    if not regions or regions[0][:2] != (0, 0):
+        regions.insert(0, (0, 0, 0))
+    triples, diff, extra = [], [], []
+    for (source, start, length), (next_source, next_start, _) in pairwise([*regions, (0, len(new), 0)]):
+        end = start + length
+        triples.append((length, next_start - end, next_source - source - length))
+        extra.append(new[end:next_start])
+        for at in range(0, length, _PIECE_BYTES):
+            size = min(_PIECE_BYTES, length - at)
+            diff.append(subtracted(new[start + at : start + at + size], old[source + at : source + at + size]))
+    add, after, _ = triples[-1]
+    triples[-1] = (add, after, 0)
+    return Bsdiff(triples, b"".join(diff), b"".join(extra))
 
 
 def _without_nothing(triples: list[Triple]) -> list[Triple]:
@@ -294,10 +315,9 @@ def choose(old: bytes | None, new: bytes, source: Place | None, settings: Settin
     best = Content("literal", None, cost_bytes=literal_cost)
     if old is None or not old:
         return best
-    if "bsdiff" in settings.codecs and max(len(old), len(new)) <= (
-        FAST_BSDIFF_BYTES if settings.fast else MAX_BSDIFF_BYTES
-    ):
-        whole = bsdiff(old, new)
+    if "bsdiff" in settings.codecs and max(len(old), len(new)) <= MAX_HASTY_BYTES:
+        hasty = max(len(old), len(new)) > (FAST_BSDIFF_BYTES if settings.fast else MAX_BSDIFF_BYTES)
+        whole = hasty_bsdiff(old, new) if hasty else bsdiff(old, new)
         found = elided(whole, len(new))
         cost = _bsdiff_cost(found)
         if cost < best.cost_bytes:
