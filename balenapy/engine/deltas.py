@@ -53,6 +53,7 @@ log = logging.getLogger(__name__)
 # What says that a registry has no such route or document: 404 as the specification has it, the others in the wild.
 _ABSENT = (400, 404, 405, 501)
 NO_DELTAS = "the registry has no deltas of it"
+SEARCH_TIMEOUT_S = 30.0  # a registry that does not answer this will be asked for the layers themselves
 WRONG_DELTA = "delta verification failed for digest"  # begins what the worker says of a blob that is not what it claims
 
 
@@ -245,11 +246,16 @@ class DeltaSearch:
     async def _offers(self, manifest: Manifest, config: ImageConfig, bases: Sequence[Base]) -> Offers:
         for find in (self._native, self._tar_diffs):
             try:
-                offers = await find(manifest, config, bases)
+                with trio.fail_after(SEARCH_TIMEOUT_S):
+                    offers = await find(manifest, config, bases)
             except EngineError as error:
                 self._why = error.message
                 log.info("no deltas reference=%s error=%s", self._reference.canonical(), error.message)
                 continue
+            except trio.TooSlowError:
+                self._why = f"the registry did not say within {SEARCH_TIMEOUT_S:.0f} s which deltas there are"
+                log.warning("no deltas reference=%s: %s", self._reference.canonical(), self._why)
+                break
             if offers:
                 return offers
         return {}

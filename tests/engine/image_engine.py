@@ -71,7 +71,7 @@ async def image_engine(root: Path, **settings: Any) -> AsyncIterator[Engine]:
         db.close()
 
 
-async def pull(engine: Engine, image: str, tag: str = "", **headers: str) -> list[bytes]:
+async def pull(engine: Engine, image: str, tag: str = "", auth: str = "", **headers: str) -> list[bytes]:
     """Pull; the lines of its stream. Headers are `mode`, `base`, `source` (From), `codecs`, `max_bytes`."""
     names = {"mode": "", "base": "-Base", "source": "-From", "codecs": "-Codecs", "max_bytes": "-Max-Bytes"}
     given = {f"X-Balena-Delta{names[name]}": value for name, value in headers.items()}
@@ -82,7 +82,7 @@ async def pull(engine: Engine, image: str, tag: str = "", **headers: str) -> lis
         await trio.lowlevel.checkpoint()
 
     deltas = parse_request(lambda name: given.get(name, ""), engine.config.delta_mode)
-    await engine.pulls.pull(parse_pull_reference(image, tag), "", None, write, deltas)
+    await engine.pulls.pull(parse_pull_reference(image, tag), auth, None, write, deltas)
     return lines
 
 

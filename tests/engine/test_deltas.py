@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import random
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import trio
 
+from balenapy.engine import deltas
 from balenapy.engine.engine import Engine
 from balenapy.engine.events import Event
 from balenapy.errors import EngineError, NotFound
@@ -278,6 +280,56 @@ async def test_a_layer_that_stands_in_another_stack_is_not_fetched(tmp_path: Pat
         assert [layer.diff_id for layer in reversed(engine.snapshots.chain(image.chain_id))] == [
             digest(tar) for tar in moved.tars
         ]
+
+
+@trio_test
+async def test_deltas_of_a_registry_that_wants_tokens_are_found(tmp_path: Path) -> None:
+    with fake_registry(auth="token") as registry:
+        registry.has_referrers = registry.anonymous_tokens = True
+        delta = hold(registry)
+        async with image_engine(tmp_path) as engine:
+            await pull(engine, f"{registry.host}/team/app:1")
+
+            told = aux(await pull(engine, f"{registry.host}/team/app:2"))
+
+            assert told is not None and told["DeltaBytes"] == delta.size
+            assert all(request.headers["Authorization"].startswith("Bearer ") for request in registry.seen("referrers"))
+
+
+@trio_test
+async def test_credentials_go_to_the_registry_of_the_image_only(tmp_path: Path, registry: FakeRegistry) -> None:
+    auth = base64.urlsafe_b64encode(b'{"username":"user","password":"secret"}').decode()
+    with fake_registry(auth="basic") as own:
+        own.add("team/app", "1", OLD)
+        own.add("team/app", "2", NEW)
+        # The other registry is told apart by its domain; both are on this machine.
+        elsewhere = registry.host.replace("127.0.0.1", "localhost")
+        add_delta(registry, "team/deltas", native_delta(OLD, NEW))
+        async with image_engine(tmp_path) as engine:
+            await pull(engine, f"{own.host}/team/app:1", auth=auth)
+
+            told = aux(await pull(engine, f"{own.host}/team/app:2", auth=auth, source=f"{elsewhere}/team/deltas"))
+
+            assert told is not None
+            assert registry.requests
+            assert not any("Authorization" in request.headers for request in registry.requests)
+
+
+@trio_test
+async def test_a_registry_that_does_not_answer_about_deltas_is_not_waited_for(
+    tmp_path: Path, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deltas, "SEARCH_TIMEOUT_S", 0.2)
+    hold(registry)
+    async with image_engine(tmp_path) as engine:
+        await pull(engine, f"{registry.host}/team/app:1")
+        registry.fault("/referrers/", stall_at=10, times=10)
+
+        with trio.fail_after(60):
+            lines = await pull(engine, f"{registry.host}/team/app:2")
+
+        assert aux(lines) is None
+        assert engine.images.resolve(f"{registry.host}/team/app:2").image_id == NEW.image_id
 
 
 # --- what is asked for
