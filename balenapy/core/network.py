@@ -276,11 +276,11 @@ def _flag(options: dict[str, str], key: str) -> bool:
 
 
 def check_interface_name(name: str) -> None:
-    """Refuse what could mean something else to `ip` or nft.
+    """Refuse what could mean something else to `ip`, nft or below /proc/sys/net.
 
     Raises: InvalidParameter.
     """
-    if not _INTERFACE_NAME.fullmatch(name) or name in (".", ".."):
+    if not _INTERFACE_NAME.fullmatch(name) or name in (".", "..", "all", "default"):
         raise InvalidParameter(f"invalid interface name: {name!r}")
 
 

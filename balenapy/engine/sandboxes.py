@@ -353,12 +353,12 @@ class Sandboxes:
         ports = {one.published.host_port for one in target.forwards if one.published.port.protocol == "udp"}
         if not ports:
             return
-        address = target.address.ip
         try:
-            if begins:
-                await self._in_netns_thread(conntrack.forget_udp_to_ports, ports, address)
-            else:
-                await self._in_netns_thread(conntrack.forget_udp_to_container, address)
+            for address in target.addresses:
+                if begins:
+                    await self._in_netns_thread(conntrack.forget_udp_to_ports, ports, address.ip)
+                else:
+                    await self._in_netns_thread(conntrack.forget_udp_to_container, address.ip)
         except SystemFailure as error:
             log.warning("senders may reach a wrong place for a while error=%s", error.message)
 

@@ -13,8 +13,9 @@ import socket
 import struct
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 
+from balenapy.core.ipam import Address
 from balenapy.errors import SystemFailure
 from balenapy.linux.netlink import HEADER, NETFILTER, attributes, messages
 
@@ -23,9 +24,9 @@ _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _CT_NEW, _CT_GET, _CT_DELETE = 0x100, 0x101, 0x102  # subsystem 1 << 8 | message
 _CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY = 1, 2
 _CTA_TUPLE_IP, _CTA_TUPLE_PROTO = 1, 2
-_CTA_IP_V4_SRC, _CTA_IP_V4_DST = 1, 2
+_CTA_IP_SRC_DST = ((1, 2), (3, 4))  # of IPv4, of IPv6
 _CTA_PROTO_NUM, _CTA_PROTO_DST_PORT = 1, 3
-_GENERIC = struct.pack("=BBH", socket.AF_INET, 0, 0)
+_GENERIC = struct.Struct("=BBH")
 _RECEIVE_BYTES = 1 << 16
 _TIMEOUT_S = 5
 
@@ -36,53 +37,54 @@ class Flow:
 
     protocol: int
     sent_to_port: int
-    sent_to: IPv4Address
-    answered_by: IPv4Address
+    sent_to: Address
+    answered_by: Address
     tuple_attribute: bytes  # as the kernel wrote it: names the flow when it is deleted
 
 
-def forget_udp_to_ports(ports: Collection[int], container: IPv4Address) -> int:
+def forget_udp_to_ports(ports: Collection[int], container: Address) -> int:
     """Forget flows to these ports of the host that do not lead to this container; how many. Blocks.
 
     Raises: SystemFailure.
     """
-    return _forget(lambda flow: flow.sent_to_port in ports and flow.answered_by != container)
+    return _forget(container, lambda flow: flow.sent_to_port in ports and flow.answered_by != container)
 
 
-def forget_udp_to_container(container: IPv4Address) -> int:
+def forget_udp_to_container(container: Address) -> int:
     """Forget flows that were redirected to this container; how many. Blocks.
 
     Raises: SystemFailure.
     """
-    return _forget(lambda flow: flow.answered_by == container != flow.sent_to)
+    return _forget(container, lambda flow: flow.answered_by == container != flow.sent_to)
 
 
-def _forget(is_stale: Callable[[Flow], bool]) -> int:
+def _forget(container: Address, is_stale: Callable[[Flow], bool]) -> int:
+    family = socket.AF_INET if container.version == 4 else socket.AF_INET6
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETFILTER) as netlink:
             netlink.bind((0, 0))
             netlink.settimeout(_TIMEOUT_S)
-            stale = [flow for flow in _dump(netlink) if flow.protocol == socket.IPPROTO_UDP and is_stale(flow)]
+            stale = [flow for flow in _dump(netlink, family) if flow.protocol == socket.IPPROTO_UDP and is_stale(flow)]
             for flow in stale:
-                _delete(netlink, flow)
+                _delete(netlink, family, flow)
             return len(stale)
     except OSError as error:
         raise SystemFailure(f"cannot change the connection table: {error.strerror or error}") from error
 
 
-def _dump(netlink: socket.socket) -> Iterator[Flow]:
-    _send(netlink, _CT_GET, _NLM_F_DUMP, b"")
+def _dump(netlink: socket.socket, family: int) -> Iterator[Flow]:
+    _send(netlink, family, _CT_GET, _NLM_F_DUMP, b"")
     while True:
         for kind, payload in messages(netlink.recv(_RECEIVE_BYTES)):
             if kind == _NLMSG_DONE:
                 return
             _check(kind, payload)
-            if kind == _CT_NEW and (flow := parse_flow(payload[len(_GENERIC) :])) is not None:
+            if kind == _CT_NEW and (flow := parse_flow(payload[_GENERIC.size :])) is not None:
                 yield flow
 
 
-def _delete(netlink: socket.socket, flow: Flow) -> None:
-    _send(netlink, _CT_DELETE, _NLM_F_ACK, flow.tuple_attribute)
+def _delete(netlink: socket.socket, family: int, flow: Flow) -> None:
+    _send(netlink, family, _CT_DELETE, _NLM_F_ACK, flow.tuple_attribute)
     for kind, payload in messages(netlink.recv(_RECEIVE_BYTES)):
         try:
             _check(kind, payload)
@@ -90,8 +92,8 @@ def _delete(netlink: socket.socket, flow: Flow) -> None:
             pass  # it ended meanwhile
 
 
-def _send(netlink: socket.socket, kind: int, flags: int, attributes: bytes) -> None:
-    body = _GENERIC + attributes
+def _send(netlink: socket.socket, family: int, kind: int, flags: int, attributes: bytes) -> None:
+    body = _GENERIC.pack(family, 0, 0) + attributes
     netlink.send(HEADER.pack(HEADER.size + len(body), kind, _NLM_F_REQUEST | flags, 1, 0) + body)
 
 
@@ -114,16 +116,17 @@ def parse_flow(data: bytes) -> Flow | None:
     return Flow(protocol, port, sent_to, reply[2], top[_CTA_TUPLE_ORIG][1])
 
 
-def _parse_tuple(data: bytes) -> tuple[int, int, IPv4Address, IPv4Address] | None:
+def _parse_tuple(data: bytes) -> tuple[int, int, Address, Address] | None:
     """(protocol, destination port, source, destination)"""
     parts = {kind: {inner: value for inner, value, _ in attributes(nested)} for kind, nested, _ in attributes(data)}
     try:
         addresses, protocol = parts[_CTA_TUPLE_IP], parts[_CTA_TUPLE_PROTO]
+        source, destination = next(pair for pair in _CTA_IP_SRC_DST if pair[0] in addresses)
         return (
             protocol[_CTA_PROTO_NUM][0],
             int.from_bytes(protocol.get(_CTA_PROTO_DST_PORT, b"\0\0"), "big"),
-            IPv4Address(addresses[_CTA_IP_V4_SRC]),
-            IPv4Address(addresses[_CTA_IP_V4_DST]),
+            ip_address(addresses[source]),
+            ip_address(addresses[destination]),
         )
-    except (KeyError, IndexError, ValueError):
+    except (KeyError, IndexError, ValueError, StopIteration):
         return None

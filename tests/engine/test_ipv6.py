@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from balenapy.core.container import IPAMConfig
+from balenapy.core.container import IPAMConfig, Status
 from balenapy.core.netplan import table_name
 from balenapy.core.network import IPAM, IPAMConfigEntry, Network, NetworkCreate
 from balenapy.errors import EngineError, SystemFailure
@@ -238,3 +238,34 @@ async def test_creating_networks_with_ipv6_refuses_what_the_reference_refuses(tm
         assert [entry.subnet for entry in unused.ipam.config or ()][1] == f"fd42:{rig.third_byte}:1::/64"
         assert len(unused.pools) == 1
         await rig.networks.remove("unused")
+
+
+@trio_test
+async def test_a_sender_of_udp_that_never_pauses_finds_the_container_after_its_restart(tmp_path: Path) -> None:
+    async with network_rig(tmp_path) as rig:
+        await six(rig, "six", 1)
+        port, gateway = free_port(), f"fd42:{rig.third_byte}:1::1"
+        container = rig.container(publish={"80/udp": [("", str(port))]}, network_mode="six")
+        blocker = rig.container(network_mode="six")
+        answers = []
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender:
+
+            def send(timeout_s: float) -> str:
+                sender.settimeout(timeout_s)
+                try:
+                    sender.sendto(b"?", (gateway, port))
+                    return sender.recv(100).decode()
+                except OSError as error:
+                    return type(error).__name__
+
+            answers.append(send(0.3))
+            for _ in range(2):
+                path = await rig.start(container)
+                with answering(path, 80, socket.SOCK_DGRAM, "::"):
+                    answers.append(send(4))
+                await rig.stop(container)
+                answers.append(send(0.3))
+                if blocker.state.status is Status.CREATED:
+                    await rig.start(blocker)  # takes the address
+
+        assert answers == ["TimeoutError", gateway, "TimeoutError", gateway, "TimeoutError"]

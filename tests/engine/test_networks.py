@@ -616,6 +616,15 @@ async def test_creating_networks_refuses_what_the_reference_refuses(tmp_path: Pa
                 InvalidParameter,
                 "invalid interface name: 'x\" drop; #'",
             ),
+            *(
+                (
+                    # Settings below /proc/sys/net/*/conf are all interfaces' under these names.
+                    NetworkCreate(name="n", options={"com.docker.network.bridge.name": name}),
+                    InvalidParameter,
+                    f"invalid interface name: '{name}'",
+                )
+                for name in ("all", "default")
+            ),
         ]
         for body, kind, message in cases:
             with pytest.raises(kind) as caught:

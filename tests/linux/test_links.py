@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Interface, IPv4Network, ip_address
 from pathlib import Path
 
 import pytest
@@ -121,18 +121,22 @@ def attribute(kind: int, value: bytes) -> bytes:
 
 
 def flow_tuple(source: str, destination: str, port: int) -> bytes:
-    addresses = attribute(1, IPv4Address(source).packed) + attribute(2, IPv4Address(destination).packed)
+    first = 1 if "." in source else 3
+    addresses = attribute(first, ip_address(source).packed) + attribute(first + 1, ip_address(destination).packed)
     protocol = attribute(1, b"\x11") + attribute(2, b"\x04\x00") + attribute(3, port.to_bytes(2, "big"))
     return attribute(0x8001, addresses) + attribute(0x8002, protocol)
 
 
-def test_a_flow_of_the_connection_table_is_read() -> None:
-    there, back = flow_tuple("10.0.0.9", "10.0.0.1", 53), flow_tuple("10.213.0.2", "10.0.0.9", 1024)
+@pytest.mark.parametrize(
+    ("sender", "host", "container"), [("10.0.0.9", "10.0.0.1", "10.213.0.2"), ("fd00::9", "fd00::1", "fd42::2")]
+)
+def test_a_flow_of_the_connection_table_is_read(sender: str, host: str, container: str) -> None:
+    there, back = flow_tuple(sender, host, 53), flow_tuple(container, sender, 1024)
     flow = conntrack.parse_flow(attribute(0x8001, there) + attribute(0x8002, back) + attribute(3, b"\0\0\0\1"))
 
     assert flow is not None
     assert (flow.protocol, flow.sent_to_port, str(flow.sent_to), str(flow.answered_by)) == (
-        17, 53, "10.0.0.1", "10.213.0.2",
+        17, 53, host, container,
     )  # fmt: skip
     assert flow.tuple_attribute == attribute(0x8001, there)
 
