@@ -1,7 +1,9 @@
 """`docker cp`: look at, read and write files of a container, running or not. The work is a worker's (worker/archive).
 
-A running container is looked at where it is mounted. One that does not run is mounted for the call, and since overlayfs
-allows one mount that writes, its lock is held meanwhile: a start or a removal waits, as with dockerd.
+A running container is looked at where it is mounted. One that does not run is mounted for the call, by the worker and
+for the worker alone: to read, below a scratch layer, so that nothing of the container is held or changed; to write, on
+its own layer. overlayfs allows one mount that writes, so its lock is held meanwhile, for as long as the client keeps
+sending: a start waits for that, a removal ends it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import trio
 
 from balenapy.core import lifecycle
 from balenapy.core.containerpath import PathStat, clean_path
-from balenapy.errors import Conflict, InvalidParameter
+from balenapy.errors import Conflict, InvalidParameter, Unavailable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from balenapy.engine.engine import Engine
 
 READ_BYTES = 256 << 10
+STALL_S = 60.0  # without a byte from a client on whom others wait
 STAT_MAX_BYTES = 64 << 10  # the line before a tar: two paths
 UNMOUNT_TIMEOUT_S = 10
 
@@ -41,7 +44,7 @@ async def stat_path(engine: Engine, name: str, path: str) -> PathStat:
     """Raises: InvalidParameter, NotFound, SystemFailure."""
     check_path(path)
     container = engine.containers.find(name)
-    async with _view(engine, container) as view:
+    async with _view_to_read(engine, container) as view:
         report = await engine.workers.run("archive", _arguments("stat", name, path, view))
     return PathStat(**report)
 
@@ -70,7 +73,7 @@ async def read_archive(
         while data := await stream.receive_some(READ_BYTES):
             await write(bytes(data))
 
-    async with _view(engine, container) as view:
+    async with _view_to_read(engine, container) as view:
         arguments = _arguments("read", name, path, view) | {"encoding": encoding}
         await engine.workers.run("archive", arguments, drain=drain)
 
@@ -90,17 +93,26 @@ async def write_archive(
         keep_types: refuse to replace a directory by something else, or something else by a directory.
         give_to_user: everything belongs to the container's user then, whatever the tar says.
 
-    Raises: InvalidParameter, NotFound, SystemFailure. What was extracted before stays.
+    Raises: InvalidParameter, NotFound, SystemFailure; Conflict when the container is removed meanwhile, Unavailable
+        when the client stalls. What was extracted before stays.
     Cancellation: the same.
     """
     check_path(path)
     container = engine.containers.find(name)
 
     async def feed(stream: trio.abc.SendStream) -> None:
-        async for data in body:
+        pieces = aiter(body)
+        while True:
+            try:
+                with trio.fail_after(STALL_S):
+                    data = await anext(pieces)
+            except StopAsyncIteration:
+                return
+            except trio.TooSlowError:
+                raise Unavailable(f"nothing more of the archive came for {STALL_S:.0f} s") from None
             await stream.send_all(data)
 
-    async with _view(engine, container) as view:
+    async with _view_to_write(engine, container) as view:
         arguments = _arguments("write", name, path, view) | {
             "keep_types": keep_types,
             "owner": container.config.user if give_to_user else "",
@@ -115,8 +127,34 @@ def _arguments(action: str, name: str, path: str, view: dict[str, Any]) -> dict[
 
 
 @asynccontextmanager
-async def _view(engine: Engine, container: Container) -> AsyncIterator[dict[str, Any]]:
+async def _view_to_read(engine: Engine, container: Container) -> AsyncIterator[dict[str, Any]]:
     """How a worker gets to see the container's files (worker/rootview)."""
+    rootfs = _rootfs(engine, container)
+    if rootfs is not None:
+        yield {"rootfs": str(rootfs), "mounts": _mounts(container)}
+    elif engine.volumes.needs_mount(container):
+        async with _view_to_write(engine, container) as view:
+            yield view
+    else:
+        active = engine.snapshots.get(container.id)
+        async with engine.snapshots.pinned(active.parent):
+            dirs = engine.snapshots.mounts(container.id)
+            overlay = {"lower": list(map(str, (dirs.upper, *dirs.lower))), "upper": "", "work": ""}
+            yield {"overlay": overlay | {"at": str(engine.config.exec_root)}, "mounts": _mounts(container)}
+
+
+@asynccontextmanager
+async def _view_to_write(engine: Engine, container: Container) -> AsyncIterator[dict[str, Any]]:
+    """The same, with what is written kept. Raises: Conflict, when the container is removed meanwhile."""
+    with engine.containers.until_removed(container) as scope:
+        async with _mounted_to_write(engine, container) as view:
+            yield view
+    if scope.cancelled_caught:
+        raise Conflict(f"container {container.id} is being removed")
+
+
+@asynccontextmanager
+async def _mounted_to_write(engine: Engine, container: Container) -> AsyncIterator[dict[str, Any]]:
     rootfs = _rootfs(engine, container)
     if rootfs is not None:
         yield {"rootfs": str(rootfs), "mounts": _mounts(container)}

@@ -13,8 +13,8 @@ import random
 import secrets
 import stat
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +67,7 @@ class Containers:
         self._names: dict[str, str] = {}  # name -> id, reserved ones too
         self._creating: dict[str, Container] = {}
         self._removing: set[str] = set()
+        self._until_removed: dict[str, set[trio.CancelScope]] = {}
         self._pruning = False
         self._random = random.SystemRandom()
         for container in self.store.all():
@@ -533,10 +534,25 @@ class Containers:
         if container.id in self._removing:
             raise Conflict(f"removal of container {name} is already in progress")
         self._removing.add(container.id)
+        for scope in self._until_removed.get(container.id, ()):
+            scope.cancel()
         try:
             yield
         finally:
             self._removing.discard(container.id)
+
+    @contextmanager
+    def until_removed(self, container: Container) -> Iterator[trio.CancelScope]:
+        """A scope that is cancelled when somebody begins to remove the container."""
+        scopes = self._until_removed.setdefault(container.id, set())
+        with trio.CancelScope() as scope:
+            scopes.add(scope)
+            try:
+                yield scope
+            finally:
+                scopes.discard(scope)
+                if not scopes:
+                    self._until_removed.pop(container.id, None)
 
     async def _remove(self, container: Container, *, remove_volumes: bool) -> bool:
         """False when it was started meanwhile: a start that was under way had the lock before us."""

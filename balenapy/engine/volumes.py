@@ -324,6 +324,11 @@ class Volumes:
             },
         )
 
+    def needs_mount(self, container: Container) -> bool:
+        """Whether something of it is to be seen only while it is mounted."""
+        volumes = (self._store.find(point.name) for point in container.mounts if point.type == "volume")
+        return any(volume is not None and _has_device(volume) for volume in volumes)
+
     async def unmount(self, container: Container) -> None:
         """Give back what `mount` made. Again is fine; it also cleans up after an engine that died."""
         held = self._holders().pop(container.id, None)

@@ -471,6 +471,41 @@ def test_a_client_that_leaves_leaves_nothing(engine: EngineProcess, busybox: str
     assert engine.request("DELETE", f"/v1.39/containers/{files.container}?force=1").status == 204
 
 
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+def test_a_client_that_stalls_keeps_nobody_from_removing(engine: EngineProcess, busybox: str, method: str) -> None:
+    if engine.is_reference:
+        pytest.skip("dockerd waits for it")
+    files = create(engine, busybox)
+    with engine.raw_connection() as connection:
+        target = f"/v1.39/containers/{files.container}/archive?path=/"
+        extra = "Content-Length: 1000000\r\n" if method == "PUT" else ""
+        connection.sendall(f"{method} {target} HTTP/1.1\r\nHost: x\r\n{extra}\r\n".encode())
+        if method == "PUT":
+            connection.sendall(make_tar(("a", FILE, "x" * 5000))[:4096])
+        else:
+            assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+            assert engine.request("POST", f"/v1.39/containers/{files.container}/start").status == 204
+        time.sleep(0.5)
+
+        assert engine.request("DELETE", f"/v1.39/containers/{files.container}?force=1").status == 204
+        if method == "PUT":
+            assert connection.recv(4096).startswith(b"HTTP/1.1 409 ")
+
+
+def test_looking_changes_nothing(engine: EngineProcess, busybox: str, tmp_path: Path) -> None:
+    if engine.is_reference:
+        pytest.skip("dockerd makes the places of mounts")
+    files = create(engine, busybox, host={"Binds": [f"{tmp_path}:/deep/down", f"{tmp_path}/missing:/missing"]})
+    before = engine.request("GET", f"/v1.39/containers/{files.container}/changes").json
+
+    assert files.stat("/deep/down")["mode"] & 1 << 31
+    assert files.call("HEAD", "/missing").status == 404
+    files.get("/deep")
+
+    assert engine.request("GET", f"/v1.39/containers/{files.container}/changes").json == before
+    assert not (tmp_path / "missing").exists()
+
+
 def test_a_start_waits_for_an_archive_and_both_succeed(engine: EngineProcess, busybox: str) -> None:
     files = create(engine, busybox)
     archive = make_tar(("a", FILE, "x" * 200_000))
