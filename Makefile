@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 STAMP := $(VENV)/.installed
 
-.PHONY: test-arm test-yocto demo test lint venv run bench bench-delta test-delta test-powercut test-ring test-endurance test-world constraints clean deps deps-test
+.PHONY: test-arm test-yocto demo test lint venv run bench bench-delta test-delta test-powercut test-ring test-endurance test-world constraints clean deps deps-test test-generated
 
 demo: venv deps ## pull, run, read logs, exec, stop: on a private socket and data root
 	$(BIN)/python -m tests.demo
@@ -61,6 +61,9 @@ test-arm: venv deps deps-test ## build an image for ARM boards, boot it in an em
 
 test-yocto: venv ## parse and dry-run the Yocto layer; BITBAKE_BUILD names a build directory that has its layers
 	BITBAKE_BUILD=$(BITBAKE_BUILD) $(BIN)/python -m pytest -s tests/arm/test_yocto.py
+
+test-generated: venv deps deps-test ## 20,000 requests made up from the API's description
+	REQUESTS=20000 $(BIN)/python -m pytest -s tests/compat/test_generated.py
 
 test-world: venv deps deps-test ## Dockerfiles as people have them, on Debian and with package registries
 	.ci/packages mmdebstrap
