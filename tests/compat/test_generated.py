@@ -99,6 +99,8 @@ REFUSALS = [
     r"^invalid QoS settings: ",
     r"^Invalid subnet ",
     r"^ps: ",
+    r"^Conflict, cannot remove the default link name of the container$",
+    r"^extraction point is not a directory$",
     r"^--storage-opt is supported only ",
     r"^invalid (volume|mount) ",
     r"^Container [0-9a-f]{64} is not paused$",
@@ -181,6 +183,8 @@ def wrong(request: Request, answer: Response) -> list[str]:
         return []
     if request.path.endswith("/attach") and answer.headers.get("content-type", "").startswith("application/vnd"):
         return []  # a raw head, or a raw refusal
+    if request.path.endswith("/attach/ws") and answer.body == b"not websocket protocol":
+        return []  # the WebSocket library's own refusal
     if request.path == "/exec/{id}/start" and answer.status in (200, 101):
         return []
     statuses = ANYWHERE | STATUSES.get(request.path, set())
