@@ -795,3 +795,85 @@ def test_events_of_a_life_have_every_attribute(world: World) -> None:
         assert (line["status"], line["id"], line["from"]) == (line["Action"], container, world.image)
     (renamed,) = (line["Actor"]["Attributes"] for line in mine if line["Action"] == "rename")
     assert (renamed["oldName"], renamed["name"]) == ("/row-life", "row-other")
+
+
+# -- recorded answers of other containers --
+
+
+def test_mounts_are_as_recorded(world: World) -> None:
+    # Not /tmp, where this engine's own directories are: such a bind is made a slave.
+    text = json.dumps(shapes.recorded("container_inspect_mounts.json"))
+    recorded = json.loads(text.replace('"/tmp"', '"/srv"').replace("/tmp:/tmp2", "/srv:/tmp2"))
+    host = {
+        "NetworkMode": "none", "Tmpfs": recorded["HostConfig.Tmpfs"], "Mounts": recorded["HostConfig.Mounts"],
+        "Binds": recorded["HostConfig.Binds"],
+    }  # fmt: skip
+    body = {"Image": world.image, "Cmd": ["x"], "Volumes": recorded["Config.Volumes"], "HostConfig": host}
+    made = world.engine.request("POST", "/v1.39/containers/create", body)
+    assert made.status == 201, made.body
+    try:
+        shown = world.engine.inspect(made.json["Id"])
+
+        def normal(mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            """By destination, without names that are made and places that differ."""
+            found = []
+            for mount in sorted(mounts, key=lambda one: one["Destination"]):
+                named = mount.get("Name", "")
+                source = re.sub(r".*/volumes/", "volumes/", mount["Source"])
+                if re.fullmatch("[0-9a-f]{64}", named):
+                    named, source = "made", source.replace(named, "made")
+                found.append(mount | {"Source": source} | ({"Name": named} if named else {}))
+            return found
+
+        assert normal(shown["Mounts"]) == normal(recorded["Mounts"])
+        for key in ("Binds", "Mounts", "Tmpfs"):
+            assert shown["HostConfig"][key] == recorded[f"HostConfig.{key}"]
+        assert shown["Config"]["Volumes"] == recorded["Config.Volumes"]
+    finally:
+        world.engine.request("DELETE", f"/v1.39/containers/{made.json['Id']}?force=1&v=1")
+        for name in ("n", "m", "v", "t"):
+            world.engine.request("DELETE", f"/v1.39/volumes/bpyref-{name}")
+
+
+def test_lists_with_sizes_and_ports_are_as_recorded(world: World) -> None:
+    if world.engine.is_reference:
+        pytest.skip("recorded from it")
+    bindings = {"80/tcp": [{"HostPort": ""}, {"HostIp": "127.0.0.1", "HostPort": ""}]}
+    body = {
+        "Image": world.image, "Cmd": ["sleep", "100"], "ExposedPorts": {"80/tcp": {}, "81/udp": {}},
+        "HostConfig": {"PortBindings": bindings},
+    }  # fmt: skip
+    made = world.engine.request("POST", "/v1.39/containers/create?name=row-published", body).json["Id"]
+    try:
+        assert world.engine.request("POST", f"/v1.39/containers/{made}/start").status == 204
+        entries = {entry["Id"]: entry for entry in ask(world, "GET", "/containers/json?all=1&size=1").json}
+        ports = entries[made]["Ports"]
+
+        assert shapes.differences(ports, shapes.recorded("container_list_ports.json")[0]["Ports"]) == []
+        kinds = sorted((port.get("IP", ""), port["PrivatePort"], port["Type"]) for port in ports)
+        assert kinds == [("", 81, "udp"), ("0.0.0.0", 80, "tcp"), ("127.0.0.1", 80, "tcp")]  # 20.10 adds "::"
+        ours = [entries[world.ids["network"]]]
+        found = shapes.differences(ours, "container_list_size.json")
+        # What the recorded containers had none of: mounts, host networks.
+        assert [line for line in found if "SizeR" in line] == []
+        shown = world.engine.inspect(made)["NetworkSettings"]["Ports"]
+        assert {port: bool(bound) for port, bound in shown.items()} == {"80/tcp": True, "81/udp": False}
+    finally:
+        world.engine.request("DELETE", f"/v1.39/containers/{made}?force=1")
+
+
+def test_changes_are_as_recorded(world: World) -> None:
+    made = world.create("changed", "sh", "-c", "echo x > /a; rm /etc/group; mkdir /d")
+    try:
+        world.call("changed", "start")
+        world.engine.request("POST", f"/v1.39/containers/{made}/wait")
+        answer = ask(world, "GET", "/containers/<changed>/changes")
+
+        assert shapes.differences(answer.json, "container_changes.json") == []
+        changes = {change["Path"]: change["Kind"] for change in answer.json}
+        assert {path: changes[path] for path in ("/a", "/etc", "/etc/group", "/d")} == {
+            "/a": 1, "/etc": 0, "/etc/group": 2, "/d": 1,
+        }  # fmt: skip
+        assert ask(world, "GET", "/containers/<created>/changes").body == b"null\n"
+    finally:
+        world.engine.request("DELETE", f"/v1.39/containers/{world.ids.pop('changed')}")
