@@ -7,15 +7,18 @@ order of construction does not matter.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
 from balenapy.core.membudget import MemoryLimits, limits_for
 from balenapy.engine.keylock import KeyLock
+from balenapy.errors import Unavailable
 from balenapy.linux.hostfacts import memory_bytes
 
 if TYPE_CHECKING:
@@ -37,6 +40,10 @@ if TYPE_CHECKING:
     from balenapy.registry.client import Registry
     from balenapy.stores.db import Database
     from balenapy.stores.snapshots import Snapshots
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True, eq=False)
@@ -73,9 +80,43 @@ class Engine:
     containers: Containers = field(init=False)
     supervisors: Supervisors = field(init=False)
     execs: Execs = field(init=False)
+    builds: Builds = field(init=False)
 
     started_s: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
         self.limits = limits_for(self.config.memory_budget, memory_bytes(), len(os.sched_getaffinity(0)))
-    builds: Builds = field(init=False)
+
+    async def to_end(self, call: Callable[..., Awaitable[T]], *arguments: object) -> T:
+        """Await what is done to its end, whether or not somebody still waits for it: a stop that was begun, a removal.
+
+        Raises: what the call raises (to the log when nobody waits any more); Unavailable when the daemon stops.
+        Cancellation: the call goes on.
+        """
+        done = trio.Event()
+        results: list[T] = []
+        errors: list[Exception] = []
+        left = False
+
+        async def work() -> None:
+            try:
+                results.append(await call(*arguments))
+            except Exception as error:
+                errors.append(error)
+                if left:
+                    log.warning("request failed after its client had left call=%s error=%s", name, error)
+            finally:
+                done.set()
+
+        name = getattr(call, "__qualname__", repr(call))
+        self.nursery.start_soon(work, name=f"to end: {name}")
+        try:
+            await done.wait()
+        except trio.Cancelled:
+            left = True
+            raise
+        if errors:
+            raise errors[0]
+        if not results:
+            raise Unavailable("the daemon is shutting down")
+        return results[0]

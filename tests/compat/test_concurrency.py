@@ -173,6 +173,33 @@ def test_a_loop_of_restarts_can_always_be_stopped_and_removed(engine: EngineProc
         assert engine.request("GET", f"/v1.39/containers/{container}/json").status == 404
 
 
+def give_up(engine: EngineProcess, method: str, path: str, after_s: float = 0.2) -> None:
+    with engine.raw_connection() as connection:
+        connection.sendall(f"{method} /v1.39{path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        time.sleep(after_s)
+
+
+def test_what_was_asked_is_done_though_the_client_left(engine: EngineProcess, busybox: str) -> None:
+    deaf = ["sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"]
+    body = {"Image": busybox, "Cmd": deaf, "HostConfig": {"NetworkMode": "none"}}
+    stopped, restarted, removed = (
+        engine.request("POST", "/v1.39/containers/create", body).json["Id"] for _ in range(3)
+    )
+    for container in (stopped, restarted, removed):
+        assert engine.request("POST", f"/v1.39/containers/{container}/start").status == 204
+    pid = engine.inspect(restarted)["State"]["Pid"]
+    time.sleep(0.5)
+
+    give_up(engine, "POST", f"/containers/{stopped}/stop?t=1")
+    give_up(engine, "POST", f"/containers/{restarted}/restart?t=1")
+    give_up(engine, "DELETE", f"/containers/{removed}?force=1", 0.02)
+
+    wait_until(lambda: engine.inspect(stopped)["State"]["Status"] == "exited", 60, "stopped")
+    wait_until(lambda: engine.inspect(restarted)["State"]["Pid"] not in (0, pid), 60, "restarted")
+    gone = f"/v1.39/containers/{removed}/json"
+    wait_until(lambda: engine.request("GET", gone).status == 404, 60, "removed")
+
+
 # -- one client, any order, against a model --
 
 NAMES = ("ann", "bob", "cyd", "dan", "eve")

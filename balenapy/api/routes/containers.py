@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from balenapy.api import query
@@ -56,12 +57,13 @@ def register(app: App, engine: Engine) -> None:
         return empty_response()
 
     async def remove(request: Request, name: str) -> Response:
-        await engine.containers.remove(
-            name,
+        removal = partial(
+            engine.containers.remove,
             force=query.boolean(request.args, "force"),
             remove_volumes=query.boolean(request.args, "v"),
             link=query.boolean(request.args, "link"),
         )
+        await engine.to_end(removal, name)
         return empty_response()
 
     async def prune(request: Request) -> Response:

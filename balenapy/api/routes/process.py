@@ -55,14 +55,14 @@ def _register_life(app: App, engine: Engine) -> None:
     async def stop(request: Request, name: str) -> Response:
         timeout_s = _timeout(request)
         container = engine.containers.find(name)
-        await engine.supervisors.stop(container, timeout_s)
+        await engine.to_end(engine.supervisors.stop, container, timeout_s)
         return empty_response()
 
     async def restart(request: Request, name: str) -> Response:
         timeout_s = _timeout(request)
         container = engine.containers.find(name)
         try:
-            await engine.supervisors.restart(container, timeout_s)
+            await engine.to_end(engine.supervisors.restart, container, timeout_s)
         except EngineError as error:
             raise type(error)(f"Cannot restart container {name}: {error.message}") from error
         return empty_response()
@@ -74,17 +74,17 @@ def _register_life(app: App, engine: Engine) -> None:
             container = engine.containers.find(name)
             if number:
                 check_signal(number)
-            await engine.supervisors.kill(container, number)
+            await engine.to_end(engine.supervisors.kill, container, number)
         except EngineError as error:
             raise type(error)(f"Cannot kill container: {name}: {error.message}") from error
         return empty_response()
 
     async def pause(request: Request, name: str) -> Response:
-        await engine.supervisors.pause(engine.containers.find(name))
+        await engine.to_end(engine.supervisors.pause, engine.containers.find(name))
         return empty_response()
 
     async def unpause(request: Request, name: str) -> Response:
-        await engine.supervisors.unpause(engine.containers.find(name))
+        await engine.to_end(engine.supervisors.unpause, engine.containers.find(name))
         return empty_response()
 
     async def resize(request: Request, name: str) -> Response:
