@@ -20,6 +20,7 @@ from balenapy.core.tarstream import DIRECTORY, LINK, REGULAR, SYMLINK, Entry
 from balenapy.errors import InvalidParameter
 
 DOCKERFILE = "Dockerfile"
+DOCKERFILE_MAX_BYTES = 1 << 20  # ours: it is read in one go by the daemon
 # What messages call the root of a context. The engine we replace names a directory that is gone when one reads it.
 PLACE = "/var/tmp/docker-builder0"
 MAX_LINKS = 255  # moby pkg/symlink
@@ -94,6 +95,8 @@ def _find_dockerfile(tree: Tree, asked: str) -> FoundDockerfile:
         if tree.kind(path) is Kind.DIRECTORY:
             raise InvalidParameter(f"unexpected error reading Dockerfile: read {name}: is a directory")
         content = tree.content(path)
+        if content is not None and len(content) > DOCKERFILE_MAX_BYTES:
+            raise InvalidParameter(f"{name} is longer than {DOCKERFILE_MAX_BYTES >> 20} MiB")
         if content is not None:
             return FoundDockerfile(name, content)
     return FoundDockerfile(asked, None)

@@ -129,23 +129,24 @@ def parse_dockerfile(data: bytes) -> Dockerfile:
     instructions = list(reader.instructions())
     reader.check_end()
     arguments: list[Instruction] = []
-    stages: list[Stage] = []
+    stages: list[tuple[Stage, list[Instruction]]] = []
     for one in instructions:
         try:
             one = check(one)
         except InvalidParameter as error:
             raise InvalidParameter(f"Dockerfile parse error line {one.line}: {error.message}") from error
         if one.name == "FROM":
-            stages.append(_stage(one))
+            stages.append((_stage(one), []))
         elif stages:
-            stages[-1] = replace(stages[-1], instructions=(*stages[-1].instructions, one))
+            stages[-1][1].append(one)
         elif one.name == "ARG":
             arguments.append(one)
         else:
             raise InvalidParameter("no build stage in current context")
     if not stages:
         raise InvalidParameter("No image was generated. Is your Dockerfile empty?")
-    return Dockerfile(tuple(arguments), tuple(stages), reader.escape, tuple(reader.warnings))
+    whole = tuple(replace(stage, instructions=tuple(inside)) for stage, inside in stages)
+    return Dockerfile(tuple(arguments), whole, reader.escape, tuple(reader.warnings))
 
 
 def parse_lines(text: str) -> list[Instruction]:

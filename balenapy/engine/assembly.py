@@ -211,6 +211,11 @@ class Assembly:
         """A directory that holds a layer which came or is known."""
         return self._sources[diff_id]
 
+    async def hold(self, chain_id: str) -> None:
+        """Keep a stack from being collected until the end of the block. Raises: SystemFailure, when it is not there."""
+        if chain_id:
+            await self._stack.enter_async_context(self._snapshots.pinned(chain_id))
+
     # --- images
 
     async def commit(self, images: Sequence[NewImage], *, described: bool = True) -> list[ImageRecord]:

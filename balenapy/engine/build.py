@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from balenapy.core import progress
-from balenapy.core.buildtree import FoundDockerfile
+from balenapy.core.buildtree import DOCKERFILE_MAX_BYTES, FoundDockerfile
 from balenapy.core.container import HostConfig
 from balenapy.core.copysources import Source
 from balenapy.core.dockerfile import Dockerfile, Instruction, parse_dockerfile
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SNIFFED_BYTES = 100  # moby maxPreambleLength
-DOCKERFILE_MAX_BYTES = 8 << 20
 TEXT = "text/plain"
 _ACCEPTED = re.compile(r"application/(?:(?:x-)?tar|octet-stream|(?:x-)?(?:gzip|bzip2?|xz))|text/plain")
 QUIET_MAX_BYTES = 1 << 20  # of output kept for the case that a quiet build fails

@@ -194,6 +194,8 @@ class Steps:
             image = None
         else:
             image = await self._image(name, variables.word(stage.platform))
+        if image is not None:
+            await self._work.hold(image.chain_id)
         config = wire.decode(ContainerConfig, dict(image.config.config)) if image is not None else ContainerConfig()
         if "PATH" not in environment_of(config.env):
             config.env = [*(config.env or ()), DEFAULT_PATH]
@@ -582,6 +584,7 @@ class Steps:
         if image is None:
             state.cache_missed = True
             return False
+        await self._work.hold(image.chain_id)
         state.image = image
         await self._output.say(" ---> Using cache\n")
         return True

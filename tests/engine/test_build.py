@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 import tarfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
 
-from tests.engine_process import EngineProcess, Response
+from tests.engine_process import EngineProcess, Response, running_engine, wait_until
 
 pytestmark = pytest.mark.root
 LEGACY = {"DOCKER_BUILDKIT": "0"}
@@ -121,3 +124,114 @@ def test_labels_and_tags_of_the_request(engine: EngineProcess, busybox: str) -> 
     assert text(answer).endswith("Successfully tagged foo:latest\nSuccessfully tagged foo:1\n")
     config = engine.request("GET", "/images/foo/json").json["Config"]
     assert config["Labels"] == {"a": "1", "b": "$x"}
+
+
+def snapshot_directories(engine: EngineProcess) -> set[str]:
+    return {path.name for path in (engine.data_root / "snapshots").iterdir()}
+
+
+def test_a_client_that_leaves_ends_the_step_and_nothing_is_left(engine: EngineProcess, busybox: str) -> None:
+    build(engine, f"FROM {busybox}\nENV before=1")
+    before = snapshot_directories(engine)
+    body = context({"Dockerfile": f"FROM {busybox}\nENV before=1\nRUN echo begun; sleep 4321 & sleep 4321"})
+    connection = engine.raw_connection()
+    head = f"POST /v1.39/build?rm=1 HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    connection.sendall(head.encode() + body)
+    stream = b""
+    while b'{"stream":"begun' not in stream:
+        stream += connection.recv(65536)
+    wait_until(lambda: sleepers() == 2, timeout_s=30, what="the step sleeps")
+    connection.close()
+    began = time.monotonic()
+    wait_until(lambda: not sleepers(), timeout_s=30, what="the step is ended")
+    took_s = time.monotonic() - began
+    wait_until(lambda: snapshot_directories(engine) == before, timeout_s=30, what="its files are gone")
+    assert engine.request("GET", "/containers/json?all=1").json == []
+    print(f"the step was ended {took_s:.2f} s after its client had left")
+    assert took_s < 1 or os.getloadavg()[0] > 2, f"{took_s:.2f} s"
+
+
+def sleepers() -> int:
+    """Processes of the step above."""
+    found = 0
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found += path.read_bytes() == b"sleep\0004321\0"
+    return found
+
+
+def test_the_same_context_gives_the_same_image_elsewhere(engine: EngineProcess, busybox: str, tmp_path: Path) -> None:
+    dockerfile = f"""FROM {busybox} AS one
+ARG SOURCE_DATE_EPOCH
+RUN mkdir -p /made/deep && date > /made/deep/now.$SOURCE_DATE_EPOCH && rm /made/deep/now.* && echo x > /made/x
+WORKDIR /work
+COPY --chown=1:2 a d/
+ADD inner.tar /unpacked
+FROM scratch
+COPY --from=one /made /made
+LABEL a=b
+"""
+    inner = context({"deep/file": "content"})
+    files = {"a": "x", "inner.tar": inner}
+    query = {"buildargs": json.dumps({"SOURCE_DATE_EPOCH": "1600000000"}), "nocache": "1"}
+    first = build(engine, dockerfile, files, **query)
+    with running_engine(tmp_path) as other:
+        assert "error" not in build(other, dockerfile, files, **query).lines[-1]
+        second = build(other, dockerfile, files, **query)
+        third = build(other, dockerfile, files, **{**query, "nocache": "0"})
+        plain = build(other, dockerfile, files)
+    ids = [[line["aux"]["ID"] for line in answer.lines if "aux" in line] for answer in (first, second, third, plain)]
+    assert ids[0] == ids[1] == ids[2]
+    assert len(ids[0]) == 2
+    assert ids[3][0] != ids[0][0]
+    created = engine.request("GET", f"/images/{ids[0][1]}/json").json["Created"]
+    assert created == "2020-09-13T12:26:40Z"
+    bad = build(engine, f"FROM {busybox}", buildargs=json.dumps({"SOURCE_DATE_EPOCH": "yesterday"}))
+    assert (bad.status, bad.message) == (400, "invalid SOURCE_DATE_EPOCH: yesterday: seconds since 1970 are wanted")
+
+
+def test_containers_of_steps_stay_when_that_is_asked_for_or_a_command_fails(
+    engine: EngineProcess, busybox: str
+) -> None:
+    build(engine, f"FROM {busybox}\nRUN echo kept > /kept\nLABEL a={time.time()}", rm="0")
+    kept = engine.request("GET", "/containers/json?all=1").json
+    assert [one["State"] for one in kept] == ["created", "exited"]
+    assert engine.docker("cp", f"{kept[1]['Id']}:/kept", "-").stdout.count("kept\n") == 1
+    engine.remove_containers()
+    build(engine, f"FROM {busybox}\nRUN exit 3")
+    assert len(engine.request("GET", "/containers/json?all=1").json) == 1
+    engine.remove_containers()
+
+
+def test_a_build_that_is_cut_by_a_crash_leaves_nothing(busybox: str, tmp_path: Path) -> None:
+    with running_engine(tmp_path) as engine:
+        build(engine, f"FROM {busybox}\nENV a=b")
+        before = snapshot_directories(engine)
+        body = context({"Dockerfile": f"FROM {busybox}\nENV a=b\nRUN echo begun; sleep 4322"})
+        with engine.raw_connection() as connection:
+            head = f"POST /v1.39/build?rm=1 HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+            connection.sendall(head.encode() + body)
+            stream = b""
+            while b'{"stream":"begun' not in stream:
+                stream += connection.recv(65536)
+            engine.kill()
+        engine.start()
+        wait_until(lambda: snapshot_directories(engine) == before, timeout_s=30, what="the container is gone")
+        assert engine.request("GET", "/containers/json?all=1").json == []
+        answer = build(engine, f"FROM {busybox}\nENV a=b\nRUN true")
+        assert text(answer).count("Using cache") == 1
+
+
+def test_a_step_of_much_output_loses_nothing(engine: EngineProcess, busybox: str) -> None:
+    answer = build(engine, f"FROM {busybox}\nRUN seq 1 60000", nocache="1")
+    said = text(answer)
+    assert "\n59999\n60000\n" in said
+    assert said.count("\n") >= 60000
+
+
+def test_a_large_context_goes_through_workers(engine: EngineProcess, busybox: str) -> None:
+    files = {f"many/{number}": os.urandom(4096) for number in range(400)}
+    dockerfile = f"FROM {busybox}\nCOPY many/1* /some/\nCOPY . /all\nRUN ls /some | wc -l; ls /all/many | wc -l"
+    assert "\n111\n400\n" in text(build(engine, dockerfile, files))
+    again = build(engine, dockerfile, {**files, "many/2": b"other"})
+    assert text(again).count("Using cache") == 1
