@@ -33,7 +33,8 @@ deps: ## Debian packages the engine and the demonstration use
 	.ci/packages crun runc conmon iproute2 nftables procps tini docker-registry busybox-static
 
 deps-test: ## Debian packages only the tests use
-	.ci/packages skopeo strace nodejs npm docker.io docker-compose git rdiff openssl fdisk dosfstools mtools e2fsprogs cpio zstd chromium
+	.ci/packages skopeo strace nodejs npm docker.io docker-compose git rdiff openssl fdisk dosfstools mtools e2fsprogs cpio zstd chromium \
+	  qemu-user-static binutils-aarch64-linux-gnu kmod
 
 run: venv deps ## the engine in the foreground, on the default sockets
 	$(BIN)/balenapyd

@@ -6,6 +6,7 @@ The prefix is laid out like a virtual environment on the system's interpreter, s
 from __future__ import annotations
 
 import configparser
+import hashlib
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ import zipfile
 from pathlib import Path
 
 from imagemaker.program import Failed, run, say
-from imagemaker.rootfs import PYTHON, REPOSITORY, strip, tree_bytes
+from imagemaker.rootfs import MIRROR, PYTHON, REPOSITORY, SUITE, strip, tree_bytes
 from imagemaker.targets import Target
 
 sys.path.insert(0, str(REPOSITORY / "images"))
@@ -24,11 +25,12 @@ PREFIX = "usr/lib/balenapy"
 # Below site-packages. zstandard has two backends for one thing; the templates and command lines of the web stack
 # are never imported by the engine (balenapy/lean.py), but its packages import their own modules: only these are safe.
 NOT_NEEDED = (
-    "**/tests", "**/testing/*test*", "zstandard/_cffi*.so", "zstandard/backend_cffi.py", "bsdiff4/test*",
-    "**/*.pyx", "**/*.pxd", "**/*.c", "**/*.h", "**/*.pyi", "**/py.typed", "trio/_tests", "trio/_core/_tests",
+    "**/tests", "**/_tests", "werkzeug/debug/shared", "zstandard/_cffi*.so", "zstandard/backend_cffi.py",
+    "bsdiff4/test*", "**/*.pyx", "**/*.pxd", "**/*.c", "**/*.h", "**/*.pyi", "**/py.typed",
     "flask/sansio/README.md", "dnslib/test", "dnslib/zoneresolver.py", "*.dist-info/licenses/AUTHORS*",
     "jinja2/_identifier.py.bak", "h2/*.rst", "hypercorn/asyncio/*_test*",
 )  # fmt: skip
+WITHOUT_ARMV7_WHEEL = frozenset(("bsdiff4", "zstandard", "crc32c", "markupsafe"))
 SCRIPT = """#!/{prefix}/bin/python3 -I
 import sys
 
@@ -39,20 +41,59 @@ sys.exit({function}())
 
 
 def fetch_wheels(target: Target, pins: list[Pin], wheels: Path, work: Path) -> None:
-    """Download the pinned wheels for the target; what has none is built under emulation (build_wheels)."""
+    """Download the pinned wheels for the target; on armhf some have none and are built under emulation."""
     wheels.mkdir(parents=True, exist_ok=True)
-    for pin in pins:
-        pattern = f"{pin.name.replace('-', '_')}-{pin.version}-*.whl"
-        if any(fits(target, path.name) for path in wheels.glob(pattern)):
-            continue
-        requirement = work / f"{pin.name}.txt"
-        requirement.write_text(f"{pin.name}=={pin.version} " + " ".join(f"--hash=sha256:{h}" for h in pin.hashes))
-        command: list[str | Path] = [
-            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes",
-            "--disable-pip-version-check", "--python-version=3.11", "--implementation=cp", "--abi=cp311", "--abi=abi3",
-            "--abi=none", *(f"--platform={platform}" for platform in target.platforms), "-d", wheels, "-r", requirement,
-        ]  # fmt: skip
-        run(command)
+    missing = [pin for pin in pins if find_wheel(target, pin, wheels) is None]
+    missing = [pin for pin in missing if find_built(target, pin, wheels) is None]
+    if not missing:
+        return
+    if target.architecture == "armhf":
+        build_wheels(target, [pin for pin in missing if pin.name in WITHOUT_ARMV7_WHEEL], wheels, work)
+        missing = [pin for pin in missing if pin.name not in WITHOUT_ARMV7_WHEEL]
+    requirements = write_requirements(missing, work / "requirements.txt")
+    run([
+        sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes",
+        "--disable-pip-version-check", "--python-version=3.11", "--implementation=cp", "--abi=cp311", "--abi=abi3",
+        "--abi=none", *(f"--platform={platform}" for platform in target.platforms), "-d", wheels, "-r", requirements,
+    ])  # fmt: skip
+
+
+def write_requirements(pins: list[Pin], path: Path) -> Path:
+    path.write_text(
+        "".join(f"{pin.name}=={pin.version} {' '.join(f'--hash=sha256:{h}' for h in pin.hashes)}\n" for pin in pins)
+    )
+    return path
+
+
+def build_wheels(target: Target, pins: list[Pin], wheels: Path, work: Path) -> None:
+    """Build what has no wheel for an architecture from its pinned source, in a Debian of it (qemu-user): long."""
+    if not pins:
+        return
+    say(f"building for {target.architecture}: {', '.join(pin.name for pin in pins)} (long)")
+    requirements = write_requirements(pins, work / "sources.txt")
+    built = wheels / f"built-{target.architecture}"
+    built.mkdir(parents=True, exist_ok=True)
+    pip = "pip wheel --quiet --no-deps --no-binary=:all: --require-hashes -r /sources.txt -w /wheels"
+    run([
+        "mmdebstrap", f"--architectures={target.architecture}", "--variant=minbase", "--mode=root", "--format=null",
+        "--include=gcc,libc6-dev,libffi-dev,python3-dev,python3-pip,ca-certificates",
+        "--aptopt=APT::Install-Recommends false", f"--customize-hook=copy-in {requirements} /",
+        f'--customize-hook=chroot "$1" {pip}', f"--customize-hook=sync-out /wheels {built}", SUITE, "-",
+        f"deb {MIRROR} {SUITE} main",
+    ])  # fmt: skip
+
+
+def find_built(target: Target, pin: Pin, wheels: Path) -> Path | None:
+    pattern = f"{pin.name.replace('-', '_')}-{pin.version}-*.whl"
+    return next(iter(sorted((wheels / f"built-{target.architecture}").glob(pattern))), None)
+
+
+def find_wheel(target: Target, pin: Pin, wheels: Path) -> Path | None:
+    """The pinned wheel for the target, held against its digests."""
+    for path in sorted(wheels.glob(f"{pin.name.replace('-', '_')}-{pin.version}-*.whl")):
+        if fits(target, path.name) and hashlib.sha256(path.read_bytes()).hexdigest() in pin.hashes:
+            return path
+    return None
 
 
 def fits(target: Target, name: str) -> bool:
@@ -73,11 +114,10 @@ def make_prefix(target: Target, tree: Path, wheels: Path, work: Path) -> int:
     site = site_of(tree)
     site.mkdir(parents=True)
     for pin in pins:
-        found = [path for path in sorted(wheels.glob(f"{pin.name.replace('-', '_')}-{pin.version}-*.whl"))
-                 if fits(target, path.name)]  # fmt: skip
-        if not found:
+        wheel = find_wheel(target, pin, wheels) or find_built(target, pin, wheels)
+        if wheel is None:
             raise Failed(f"no wheel of {pin.name} {pin.version} for {target.architecture}")
-        unpack_wheel(found[-1], site)
+        unpack_wheel(wheel, site)
     for package in ("balenapy", "delta"):
         shutil.copytree(REPOSITORY / package, site / package, ignore=shutil.ignore_patterns("__pycache__", "FORMAT.md"))
     write_metadata(site)

@@ -29,7 +29,9 @@ LEFT_OUT = (
     "usr/share/info", "usr/share/locale", "usr/share/lintian", "usr/share/bash-completion", "usr/share/zsh",
     "usr/share/perl5/Debconf", "usr/lib/python3.11/lib2to3", "usr/lib/python3.11/pydoc_data",
     "usr/lib/python3.11/ensurepip", "usr/lib/python3.11/distutils", "usr/lib/python3.11/idlelib",
-    "usr/lib/python3.11/turtledemo", "boot",
+    "usr/lib/python3.11/turtledemo", "usr/lib/python3.11/test", "usr/lib/python3.11/unittest",
+    "usr/lib/python3.11/turtle.py", "usr/lib/python3.11/xmlrpc", "usr/lib/python3.11/lib-dynload/_codecs_*",
+    "usr/lib/python3.11/lib-dynload/_test*", "boot",
 )  # fmt: skip
 
 
@@ -139,12 +141,7 @@ def strip(target: Target, tree: Path) -> int:
 
 def finish(target: Target, root: Path, version: str, release: str, epoch: int) -> None:
     """Our own files, the machine's description, mount points; and away with what is not used."""
-    for name in LEFT_OUT:
-        path = root / name
-        if path.is_symlink() or path.is_file():
-            path.unlink()
-        else:
-            shutil.rmtree(path, ignore_errors=True)
+    leave_out(root)
     for cache in ("var/lib/dpkg/status-old", "var/cache/debconf/config.dat-old", "var/cache/ldconfig/aux-cache"):
         (root / cache).unlink(missing_ok=True)
     for keyfile in root.glob("etc/ssh/ssh_host_*"):
@@ -169,12 +166,14 @@ def finish(target: Target, root: Path, version: str, release: str, epoch: int) -
         + f"IMAGE_ID=balenapy\nIMAGE_VERSION={release}\n"
     )
     boot = "/efi" if target.switch == "systemd-boot" else "/boot"
-    mounts = [f"{target.source('boot')} {boot} vfat rw,noatime,umask=0077,errors=remount-ro 0 2"]
+    # nofail: what cannot be mounted must not stop a device that nobody sits before.
+    patient = "nofail,x-systemd.device-timeout=300"
+    mounts = [f"{target.source('boot')} {boot} vfat rw,noatime,umask=0077,errors=remount-ro,{patient} 0 2"]
     if target.switch == "autoboot":
         for slot in "ab":
             mounts.append(f"{target.source('boot-' + slot)} /boot-{slot} vfat ro,noatime,umask=0077,noauto 0 0")
             (root / f"boot-{slot}").mkdir(exist_ok=True)
-    mounts.append(f"{target.source('data')} /mnt/data ext4 noatime,commit=5,errors=remount-ro,nofail 0 2")
+    mounts.append(f"{target.source('data')} /mnt/data ext4 noatime,commit=5,errors=remount-ro,{patient} 0 2")
     mounts.append("tmpfs /tmp tmpfs nosuid,nodev,size=20% 0 0")
     (root / "etc/fstab").write_text("# The root, /etc and /var are laid by the initrd.\n" + "\n".join(mounts) + "\n")
     for name in ("mnt/state", "mnt/data", "efi", "boot"):
@@ -194,6 +193,14 @@ def finish(target: Target, root: Path, version: str, release: str, epoch: int) -
     os.utime(clock, (epoch, epoch))
     add_group(root, "balena-engine", 990)
     enable_units(root)
+
+
+def leave_out(root: Path) -> None:
+    for path in sorted(path for name in LEFT_OUT for path in root.glob(name)):
+        if path.is_symlink() or path.is_file():
+            path.unlink()
+        else:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def copy_over(source: Path, root: Path) -> None:

@@ -724,7 +724,11 @@ def check(
 def find_trouble(board: Board, restarts: dict[str, int]) -> str:
     """What is not as it must be; "" when all is."""
     try:
-        engineapi.call("GET", "/_ping", timeout_s=60)
+        if (client := board.prefix / "usr/bin/balenapy").exists():
+            command = [client, "healthcheck", "--timeout", "60"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                return f"balenapy healthcheck: {(done.stderr or done.stdout).strip()}"
         engineapi.call("GET", "/info", timeout_s=60)
         for name, body in wanted_containers(board).items():
             if body.get("required", True) is False:
