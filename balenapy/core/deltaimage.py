@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from balenapy.core import gojson
-from balenapy.core.deltaplan import LIBRSYNC, Base, DeltaPlan, Way
+from balenapy.core.deltaplan import COPY, LIBRSYNC, Base, DeltaPlan, Way
 from balenapy.core.digest import Digest
 from balenapy.core.manifest import ImageConfig, Manifest, parse_image_config
 from balenapy.core.progress import human_size
@@ -38,10 +38,16 @@ class DeltaImage:
         size_bytes = sum(manifest.layers[position].size_bytes for position in missing)
         if base is None:
             return DeltaPlan({}, size_bytes, size_bytes)
-        ways = {
-            position: Way(LIBRSYNC, base.image_id, base.chain_id, manifest.layers[position]) for position in missing
-        }
-        return DeltaPlan(ways, size_bytes)
+        ways = {}
+        for position in missing:
+            common = self.target.diff_ids[: position + 1]
+            if base.places and base.diff_ids[: position + 1] == tuple(map(str, common)):
+                # Its layer in the delta image is empty, and the base is in another store.
+                place = base.places[position]
+                ways[position] = Way(COPY, place.diff_id, base.chain_ids[position], None, (place,))
+            else:
+                ways[position] = Way(LIBRSYNC, base.image_id, base.chain_id, manifest.layers[position], base.places)
+        return DeltaPlan(ways, sum(way.size_bytes for way in ways.values()))
 
 
 def delta_image(config: ImageConfig) -> DeltaImage | None:

@@ -123,12 +123,22 @@ def _reference(text: str, header: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerPlace:
+    """A layer in another store than ours. `split` is its tar-split as other engines write it; "": ours, beside it."""
+
+    diff_id: str
+    directory: str  # of the layer; of its files, if there is a `split`
+    split: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Base:
-    """An image whose layers are all here."""
+    """An image whose layers are all here; `places` says where, when that is another store."""
 
     image_id: str
     diff_ids: tuple[str, ...]
     chain_ids: tuple[str, ...]
+    places: tuple[LayerPlace, ...] = ()
 
     @property
     def chain_id(self) -> str:
@@ -143,6 +153,7 @@ class Way:
     base: str  # image_id, or the diff_id of the one layer
     base_chain: str  # the stack to read; of a copy only its top layer
     blob: Descriptor | None = None
+    places: tuple[LayerPlace, ...] = ()  # the layers to read, when they are in another store
 
     @property
     def size_bytes(self) -> int:
@@ -187,7 +198,8 @@ def native_ways(
     if len(changed) != len(blobs):
         return {}
     return {
-        diff_id: [Way(NATIVE, base.image_id, base.chain_id, blob)] for diff_id, blob in zip(changed, blobs, strict=True)
+        diff_id: [Way(NATIVE, base.image_id, base.chain_id, blob, base.places)]
+        for diff_id, blob in zip(changed, blobs, strict=True)
     }
 
 
@@ -205,9 +217,11 @@ def tar_diff_ways(artifact: Artifact, bases: Sequence[Base], request: DeltaReque
     for blob in artifact.layers:
         annotations = blob.annotations or {}
         source, target = annotations.get(TAR_DIFF_FROM, ""), annotations.get(TAR_DIFF_TO, "")
-        chain_id = next((base.chain_ids[base.diff_ids.index(source)] for base in bases if source in base.diff_ids), "")
-        if blob.media_type == TAR_DIFF_TYPE and chain_id and target:
-            offers.setdefault(target, []).append(Way(TAR_DIFF, source, chain_id, blob))
+        base = next((base for base in bases if source in base.diff_ids), None)
+        if blob.media_type == TAR_DIFF_TYPE and base is not None and target:
+            layer = base.diff_ids.index(source)
+            way = Way(TAR_DIFF, source, base.chain_ids[layer], blob, base.places[: layer + 1])
+            offers.setdefault(target, []).append(way)
     return offers
 
 
@@ -237,7 +251,8 @@ class DeltaPlan:
     @property
     def base_of_image(self) -> str:
         """The stack that a delta image's layers start from; "" for other plans."""
-        return next((way.base_chain for way in self.ways.values() if way.format == LIBRSYNC), "")
+        own = (way.base_chain for way in self.ways.values() if way.format == LIBRSYNC and not way.places)
+        return next(own, "")
 
     def aux(self, *, peak_disk_bytes: int, peak_memory_bytes: int) -> dict[str, Any]:
         """The line that tells clients of it."""

@@ -20,7 +20,7 @@ from balenapy.core.manifest import parse_image_config
 from balenapy.core.reference import Reference, parse_reference
 from balenapy.core.wire import rfc3339nano
 from balenapy.engine.assembly import Assembly, NewImage, Unpacked
-from balenapy.engine.deltas import base_of
+from balenapy.engine.deltas import base_of, layer_arguments
 from balenapy.engine.lines import Lines
 from balenapy.engine.pull import one_error
 from balenapy.errors import EngineError, InvalidParameter
@@ -166,13 +166,11 @@ async def apply_loaded(engine: Engine, work: Assembly, image: ArchivedImage) -> 
     target = delta.target
     if len(target.diff_ids) != len(image.config.diff_ids):
         raise InvalidArchive(LAYERS_DIFFER)
-    base = base_of(engine, delta)
+    base = await base_of(engine, delta)
     if base is not None:
-        await work.keep(base.chain_id)
-        arguments = [
-            {"directory": str(layer.path), "diff_id": layer.diff_id}
-            for layer in reversed(engine.snapshots.chain(base.chain_id))
-        ]
+        if not base.places:
+            await work.keep(base.chain_id)
+        arguments = layer_arguments(engine, base.chain_id, base.places)
         for chain_id, diff_id, came in zip(
             target.chain_ids, target.diff_ids, image.config.diff_ids, strict=True
         ):

@@ -25,7 +25,7 @@ import trio
 from balenapy.core import deltaplan
 from balenapy.core.container import Status
 from balenapy.core.deltaimage import DeltaImage
-from balenapy.core.deltaplan import Base, DeltaPlan, DeltaRequest, Offers, Way
+from balenapy.core.deltaplan import Base, DeltaPlan, DeltaRequest, LayerPlace, Offers, Way
 from balenapy.core.digest import Digest
 from balenapy.core.manifest import (
     DOCUMENT_MAX_BYTES,
@@ -41,6 +41,7 @@ from balenapy.core.manifest import (
 from balenapy.core.reference import Reference, parse_reference
 from balenapy.engine.download import Download, Progress, WrongBlob
 from balenapy.errors import DataLoss, EngineError, SystemFailure
+from balenapy.stores.deltastore import DeltaStore
 from balenapy.stores.images import digest_reference
 
 if TYPE_CHECKING:
@@ -197,9 +198,14 @@ class DeltaSearch:
         if self._request.mode == deltaplan.OFF or not missing:
             return DeltaPlan()
         diff_ids = [str(diff_id) for diff_id in config.diff_ids]
+        stored = await stored_bases(self._engine)
         offers = self._copies(diff_ids)
+        for base in stored:
+            for place, chain_id in zip(base.places, base.chain_ids, strict=True):
+                way = Way(deltaplan.COPY, place.diff_id, chain_id, None, (place,))
+                deltaplan.merge(offers, {place.diff_id: [way]})
         if any(diff_ids[position] not in offers for position in missing):
-            bases = self._bases()
+            bases = self._bases(stored)
             if bases:
                 deltaplan.merge(offers, await self._offers(manifest, config, bases))
         return deltaplan.choose(manifest, diff_ids, missing, offers, self._request, self._why)
@@ -213,8 +219,8 @@ class DeltaSearch:
             if layer.diff_id in diff_ids and checks.damage(layer.chain_id) is None
         }
 
-    def _bases(self) -> list[Base]:
-        """Whole images, the likeliest first."""
+    def _bases(self, stored: Sequence[Base]) -> list[Base]:
+        """Whole images, the likeliest first; those of another store last."""
         images = self._engine.images
         if self._request.bases:
             records = []
@@ -227,6 +233,7 @@ class DeltaSearch:
             records = sorted(images.store.images(), key=lambda image: self._rank(image.image_id))
             self._why = "there is no image here to start from"
         bases = [_base(record.image_id, record.config) for record in records if self._is_whole(record.config)]
+        bases += [base for base in stored if not self._request.bases or base.image_id in self._request.bases]
         if bases:
             self._why = NO_DELTAS
         return bases
@@ -285,8 +292,17 @@ def _base(image_id: str, config: ImageConfig) -> Base:
     return Base(image_id, tuple(map(str, config.diff_ids)), tuple(map(str, config.chain_ids)))
 
 
-def base_of(engine: Engine, delta: DeltaImage) -> Base | None:
-    """The image that a delta image starts from.
+async def stored_bases(engine: Engine) -> list[Base]:
+    """The images of the store that `--delta-data-root` names."""
+    root = engine.config.delta_data_root
+    if not root:
+        return []
+    images = await trio.to_thread.run_sync(DeltaStore(Path(root)).images, limiter=engine.limiters.files)
+    return [replace(_base(str(image.config.image_id), image.config), places=image.places) for image in images]
+
+
+async def base_of(engine: Engine, delta: DeltaImage) -> Base | None:
+    """The image that a delta image starts from: one of ours, else of the other store.
 
     Raises: SystemFailure, with balena-engine's words, when it is not here.
     """
@@ -294,6 +310,9 @@ def base_of(engine: Engine, delta: DeltaImage) -> Base | None:
         return None
     image = engine.images.store.find(delta.base)
     if image is None:
+        for base in await stored_bases(engine):
+            if base.image_id == delta.base:
+                return base
         raise SystemFailure(f'loading delta base image "{delta.base}": No such image: {delta.base}')
     engine.snapshots.chain(image.chain_id)
     return _base(image.image_id, image.config)
@@ -383,14 +402,12 @@ class LayerDelta:
     async def _patch(
         self, directory: Path, file: Path | None, progress: Progress, only: list[str] | None
     ) -> dict[str, Any]:
-        way, snapshots = self.way, self._engine.snapshots
-        layers = list(reversed(snapshots.chain(way.base_chain)))
-        if way.format == deltaplan.COPY:
-            layers = layers[-1:]
+        way = self.way
+        base = layer_arguments(self._engine, way.base_chain, way.places)
         arguments: dict[str, object] = {
             "directory": str(directory),
             "format": way.format,
-            "base": [{"directory": str(layer.path), "diff_id": layer.diff_id} for layer in layers],
+            "base": base[-1:] if way.format == deltaplan.COPY else base,
             "diff_id": str(self._diff_id),
             "memory": self._engine.config.delta_memory,
         }
@@ -417,13 +434,21 @@ class LayerDelta:
         return report
 
 
+def layer_arguments(engine: Engine, chain_id: str, places: Sequence[LayerPlace]) -> list[dict[str, str]]:
+    """The layers of a base as the worker is told of them, lowest first."""
+    if places:
+        return [{"directory": one.directory, "split": one.split, "diff_id": one.diff_id} for one in places]
+    layers = reversed(engine.snapshots.chain(chain_id))
+    return [{"directory": str(layer.path), "diff_id": layer.diff_id} for layer in layers]
+
+
 @asynccontextmanager
 async def bases_kept(engine: Engine, plan: DeltaPlan) -> AsyncIterator[None]:
     """Keep the layers that a plan reads, whatever is deleted meanwhile.
 
     Raises: SystemFailure, when one is gone already.
     """
-    chains = sorted({way.base_chain for way in plan.ways.values()})
+    chains = sorted({way.base_chain for way in plan.ways.values() if not way.places})
     async with AsyncExitStack() as stack:
         for chain_id in chains:
             await stack.enter_async_context(engine.snapshots.pinned(chain_id))

@@ -451,7 +451,7 @@ class _Pull:
         """
         missing = [n for n, chain_id in enumerate(config.chain_ids) if not self._has(str(chain_id))]
         if delta is not None:
-            base = base_of(self._engine, delta)
+            base = await base_of(self._engine, delta)
             if not self._deltas.allows(deltaplan.CODECS_OF[deltaplan.LIBRSYNC]):
                 raise SystemFailure("this is a delta image, and its codec librsync is not allowed")
             plan = delta.ways(manifest, base, missing)

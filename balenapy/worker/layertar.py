@@ -17,13 +17,16 @@ is read is not checked here; the digest of what is made of it is.
 
 from __future__ import annotations
 
+import base64
 import errno
+import json
 import os
 import stat
 import struct
+import zlib
 from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import zstandard
 
@@ -38,6 +41,7 @@ from delta.tarmembers import Member, scan
 
 STORE_BLOCK_BYTES = 32 << 10
 STORE_CACHED_BLOCKS = 8  # of each layer
+FOREIGN_LINE_BYTES = 16 << 20
 _FILE = struct.Struct("<QII")  # size, CRC-32, length of the path that follows
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOATIME  # reading a base writes nothing to the card
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -90,11 +94,16 @@ class Store:
 class UnpackedTar:
     """One layer. Opened before the process is confined, looked at afterwards."""
 
-    def __init__(self, directory: str) -> None:
-        """Raises: DataLoss, when it is not there."""
+    def __init__(self, directory: str, split: str = "") -> None:
+        """
+        Args:
+            split: the tar-split of another engine, a file; `directory` is then that of the layer's files.
+        Raises: DataLoss, when it is not there.
+        """
+        self._foreign = bool(split)
         try:
-            self._split = os.open(os.path.join(directory, NAME), os.O_RDONLY | os.O_CLOEXEC)
-            self._root = os.open(os.path.join(directory, "diff"), _DIRECTORY)
+            self._split = os.open(split or os.path.join(directory, NAME), os.O_RDONLY | os.O_CLOEXEC)
+            self._root = os.open(directory if split else os.path.join(directory, "diff"), _DIRECTORY)
         except OSError as error:
             raise DataLoss(f"base layer: {process.describe(error)}") from error
         try:
@@ -120,7 +129,8 @@ class UnpackedTar:
             return self._store
         store = Store()
         total = run_bytes = 0
-        for record in read_records(self._split):
+        records = foreign_records(self._split) if self._foreign else read_records(self._split)
+        for record in records:
             if isinstance(record, tarsplit.File):
                 if not run_bytes:
                     self._starts.append(total)
@@ -215,6 +225,43 @@ class UnpackedTar:
         return self._members
 
 
+def foreign_records(fd: int) -> Iterator[tarsplit.Record]:
+    """The records of a `tar-split.json.gz` of dockerd or balena-engine; closes it. Its checksums are left aside.
+
+    Raises: DataLoss.
+    """
+    try:
+        for line in _lines(fd):
+            entry = json.loads(line)
+            if entry["type"] == 2:
+                yield tarsplit.Segment(base64.b64decode(entry.get("payload") or ""))
+            elif entry.get("size"):
+                raw = entry.get("name_raw")
+                path = base64.b64decode(raw) if raw else str(entry["name"]).encode()
+                yield tarsplit.File(int(entry["size"]), 0, path)
+    except (ValueError, KeyError, TypeError, zlib.error) as error:
+        raise DataLoss(f"base layer: tar-split.json.gz: {error}") from error
+    finally:
+        os.close(fd)
+
+
+def _lines(fd: int) -> Iterator[bytes]:
+    decompressor = zlib.decompressobj(31)
+    pending = b""
+    while data := os.read(fd, 64 << 10):
+        while data:
+            pending += decompressor.decompress(data, 1 << 20)
+            data = decompressor.unconsumed_tail
+            *lines, pending = pending.split(b"\n")
+            yield from filter(None, lines)
+            if len(pending) > FOREIGN_LINE_BYTES:
+                raise DataLoss("base layer: tar-split.json.gz: a line is too long")
+    if not decompressor.eof:
+        raise DataLoss("base layer: tar-split.json.gz ends too early")
+    if pending:
+        yield pending
+
+
 class Stream:
     """The tars of several layers, one after the other: the base of librsync deltas."""
 
@@ -240,9 +287,9 @@ class LayerFiles:
     """The regular files one sees when layers lie over each other, by path: the base of tar-diffs."""
 
     def __init__(self, directories: Sequence[str]) -> None:
-        """Lowest layer first. Raises: DataLoss, when one is not there."""
+        """Directories of files, lowest layer first. Raises: DataLoss, when one is not there."""
         try:
-            self._roots = [os.open(os.path.join(directory, "diff"), _DIRECTORY) for directory in directories]
+            self._roots = [os.open(directory, _DIRECTORY) for directory in directories]
         except OSError as error:
             raise DataLoss(f"base layer: {process.describe(error)}") from error
         self._open: tuple[bytes, int] = (b"", -1)

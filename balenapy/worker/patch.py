@@ -5,7 +5,8 @@ Arguments:
     delta      the delta's file, complete; its `digest`, if given, is checked before anything of it is used
     format     native, tar-diff, librsync (the stored layer of a delta image: a tar whose first entry is the delta),
                librsync-file (the delta alone), or copy (no delta: the only base layer's own tar)
-    base       [{"directory", "diff_id"}, …]: all layers of the base image, lowest first; the one layer for a copy
+    base       [{"directory", "diff_id", "split"}, …]: all layers of the base image, lowest first; the one layer for a
+               copy. With `split` (a tar-split of another engine) the directory is that of the layer's files
     diff_id    what must come out
     memory     bytes that applying may take, beside the interpreter's
     only       as of `unpack`
@@ -61,7 +62,8 @@ class Patching:
         self._memory = int(arguments.get("memory") or native.DEFAULT_BUDGET_BYTES)
         self._digest = str(arguments.get("digest") or "")
         self._diff_id = str(arguments.get("diff_id"))
-        self._base = [(str(layer["directory"]), str(layer["diff_id"])) for layer in arguments.get("base") or ()]
+        layers = arguments.get("base") or ()
+        self._base = [str(layer["diff_id"]) for layer in layers]
         ways: dict[str, Callable[[], Pieces]] = {
             "native": self._native,
             "tar-diff": self._tar_diff,
@@ -76,9 +78,9 @@ class Patching:
         self._tars: list[UnpackedTar] = []
         self._files: LayerFiles | None = None
         if self._format == "tar-diff":
-            self._files = LayerFiles([path for path, _ in self._base])
+            self._files = LayerFiles([_files_of(layer) for layer in layers])
         else:
-            self._tars = [UnpackedTar(path) for path, _ in self._base]
+            self._tars = [UnpackedTar(str(layer["directory"]), str(layer.get("split") or "")) for layer in layers]
         self._fd = -1
         self.size = 0
         self._target_bytes = 0
@@ -129,7 +131,7 @@ class Patching:
             self._read_at,
             TarBase(self._tars),
             budget_bytes=self._memory,
-            check=native.base_check([diff_id for _, diff_id in self._base]),
+            check=native.base_check(self._base),
             hashed=False,  # it is, when it is unpacked
         )
 
@@ -166,6 +168,12 @@ class Patching:
         while data := self._read(READ_BYTES):
             yield from self._decoder.feed(data)
         self._decoder.close()
+
+
+def _files_of(layer: dict[str, Any]) -> str:
+    """The directory of a layer's files."""
+    directory = str(layer["directory"])
+    return directory if layer.get("split") else os.path.join(directory, "diff")
 
 
 class _Entry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 
 from tests import images_fixture
 from tests.compat.images import directory, file, make_tar
-from tests.engine_process import EngineProcess
+from tests.engine_process import EngineProcess, running_engine
 from tests.images_fixture import ImageFixture, busybox
 
 pytestmark = pytest.mark.root
@@ -99,6 +100,25 @@ def test_docker_py_sees_an_ordinary_pull(engine: EngineProcess, fleet: Fleet) ->
 
     assert image.id == fleet.new.image_id
     assert "delta.base" in last_pull(engine)
+
+
+@pytest.mark.skipif(shutil.which("dockerd") is None, reason="dockerd is not installed: its store cannot be tried")
+def test_the_base_may_be_in_the_store_of_the_reference_engine(fleet: Fleet, tmp_path: Path) -> None:
+    """Its layout is that of balena-engine, whose host system's store a device has beside its own."""
+    with running_engine(tmp_path / "host", program="dockerd") as host:
+        host.docker("pull", fleet.name("1"))
+        driver = host.docker("info", "--format", "{{.Driver}}").stdout.strip()
+        if driver != "overlay2":
+            pytest.skip(f"dockerd has the driver {driver} here")
+        host.stop()
+        with running_engine(tmp_path / "device", "--delta-data-root", str(host.data_root)) as engine:
+            done = create(engine, fleet, Mode="require")
+
+            assert done.status == 200, done.body
+            (told,) = [line["aux"]["Delta"] for line in done.lines if "aux" in line]
+            assert told["Codec"] == "copy,native"
+            assert engine.docker("run", "--rm", fleet.name("2")).stdout == "2\n"
+            assert [one["Id"] for one in engine.request("GET", "/images/json").json] == [fleet.new.image_id]
 
 
 def create(engine: EngineProcess, fleet: Fleet, **headers: str) -> Any:

@@ -24,6 +24,7 @@ from tests.deltas_fixture import (
     OCI_INDEX,
     DeltaFixture,
     add_delta,
+    balena_delta,
     index_of,
     native_delta,
     native_layer,
@@ -644,3 +645,47 @@ async def test_a_base_that_is_damaged_is_no_base(tmp_path: Path, registry: FakeR
         await settle(engine)
         lines = await pull(engine, f"{registry.host}/team/app:2")
         assert any("base layer: app/program: no such file or directory" in text for text in messages(lines))
+
+
+# --- bases in another store
+
+
+@trio_test
+async def test_the_base_may_be_in_another_store(tmp_path: Path, registry: FakeRegistry) -> None:
+    delta = hold(registry)
+    registry.add("deltas/one", "latest", balena_delta(OLD, NEW))
+    async with image_engine(tmp_path / "host") as host:
+        await pull(host, f"{registry.host}/team/app:1")
+    store = str(tmp_path / "host/data")
+    async with image_engine(tmp_path / "device", delta_data_root=store) as engine:
+        registry.requests.clear()
+
+        told = aux(await pull(engine, f"{registry.host}/team/app:2", mode="require"))
+
+        # What both have is copied, the rest comes as a delta, and nothing of the store is listed.
+        assert told is not None and told["Codec"].split(",") == ["copy", "native"]
+        assert blobs_fetched(registry) == [NEW.config_blob.digest, delta.layers[0].digest]
+        assert [image.image_id for image in engine.images.all()] == [NEW.image_id]
+        await everything(engine, f"{registry.host}/team/app:2")
+    async with image_engine(tmp_path / "another", delta_data_root=store) as engine:
+        await pull(engine, f"{registry.host}/deltas/one:latest")
+        assert engine.images.resolve(f"{registry.host}/deltas/one").image_id == NEW.image_id
+        await everything(engine, f"{registry.host}/deltas/one:latest")
+
+
+@trio_test
+async def test_another_store_that_is_damaged_or_absent_is_no_obstacle(tmp_path: Path, registry: FakeRegistry) -> None:
+    hold(registry)
+    async with image_engine(tmp_path / "host") as host:
+        await pull(host, f"{registry.host}/team/app:1")
+    store = tmp_path / "host/data"
+    name = f"{registry.host}/team/app:2"
+    for number, spoiled in enumerate((b"{}", b"")):
+        for path in store.glob("snapshots/*/image-*.json"):
+            path.write_bytes(spoiled)
+        async with image_engine(tmp_path / str(number), delta_data_root=str(store)) as engine:
+            await pull(engine, name)
+            assert engine.images.resolve(name).image_id == NEW.image_id
+    async with image_engine(tmp_path / "third", delta_data_root="/nowhere") as engine:
+        await pull(engine, name)
+        assert engine.images.resolve(name).image_id == NEW.image_id
