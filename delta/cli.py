@@ -12,8 +12,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from delta import artifact, librsync, native, publish, sections
-from delta.errors import DeltaError, Malformed, Unsupported, WrongResult
+from delta import artifact, balenaimage, librsync, native, publish, sections
+from delta.errors import DeltaError, Malformed, Unsupported, WrongBase, WrongResult
 from delta.maker import Settings
 from delta.oci import Image, LayoutWriter, fetch_image, open_image
 from delta.registry import Reference, Repository, parse_reference
@@ -177,8 +177,6 @@ def _make(arguments: argparse.Namespace) -> None:
     if arguments.format == "librsync":
         _make_librsync(Path(arguments.old), Path(arguments.new), arguments.output)
         return
-    if arguments.format == "balena":
-        raise Unsupported("--format balena is not built yet; librsync deltas of files are: --format librsync")
     codecs = frozenset(arguments.codecs.split(","))
     if not codecs <= {"bsdiff", "zstd"}:
         raise Unsupported(f"--codecs {arguments.codecs}: only bsdiff and zstd")
@@ -194,8 +192,10 @@ def _make(arguments: argparse.Namespace) -> None:
         writer = LayoutWriter(arguments.output)
         for name, old in _bases(images, arguments, new):
             if arguments.format == "tar-diff":
-                size = artifact.write_tar_diffs(writer, old, new)
-                print(f"{name}: delta: {_megabytes(size)}")
+                print(f"from {name}\n  delta: {_megabytes(artifact.write_tar_diffs(writer, old, new))}")
+                continue
+            if arguments.format == "balena":
+                print(f"from {name}\n  delta: {_megabytes(balenaimage.write(writer, old, new))}")
                 continue
             report = artifact.write(writer, old, new, settings, images.bar.layer)
             images.bar.clear()
@@ -272,20 +272,36 @@ def _apply(arguments: argparse.Namespace) -> None:
     if Path(arguments.delta).is_file():
         _apply_librsync(Path(arguments.delta), Path(arguments.old), arguments.output)
         return
-    budget_bytes = arguments.device_memory << 20
     with ExitStack() as stack:
-        images = _Images(stack, arguments)
-        path, old = images.delta(arguments.delta), images.open(arguments.old)
-        tar_diffs = artifact.open_tar_diffs(path)
-        for tar_diff in tar_diffs:
-            _write_layer(arguments.output, tar_diff.target, artifact.rebuild_tar_diff(tar_diff, old, budget_bytes))
-        if tar_diffs:
-            return
-        opened = artifact.open_delta(path, old.diff_ids)
-        base = artifact.open_base(stack, opened, old)
-        for layer in opened.layers:
-            pieces = artifact.rebuild(opened, layer, base, budget_bytes)
-            _write_layer(arguments.output, opened.target_diff_ids[layer], pieces)
+        for diff_id, pieces in _rebuilt(stack, arguments):
+            if pieces is not None:
+                _write_layer(arguments.output, diff_id, pieces)
+
+
+def _rebuilt(stack: ExitStack, arguments: argparse.Namespace) -> Iterator[tuple[str, Iterator[bytes] | None]]:
+    """(diff_id, pieces of the tar) of the target's layers; no pieces of those that the base has."""
+    images = _Images(stack, arguments)
+    path, old = images.delta(arguments.delta), images.open(arguments.old)
+    budget_bytes = arguments.device_memory << 20
+    delta_image = balenaimage.find(path)
+    if delta_image is not None:
+        yield from balenaimage.rebuild(delta_image, old)
+        return
+    tar_diffs = artifact.open_tar_diffs(path)
+    for tar_diff in tar_diffs:
+        if tar_diff.source in old.diff_ids:
+            yield tar_diff.target, artifact.rebuild_tar_diff(tar_diff, old, budget_bytes)
+    if tar_diffs:
+        return
+    opened = artifact.open_delta(path, old.diff_ids)
+    base = artifact.open_base(stack, opened, old)
+    for layer, diff_id in enumerate(opened.target_diff_ids):
+        if layer in opened.layers:
+            yield diff_id, artifact.rebuild(opened, layer, base, budget_bytes)
+        elif diff_id in old.diff_ids:
+            yield diff_id, None
+        else:
+            raise WrongResult(f"layer {layer}: {diff_id} is neither in the delta nor in the base")
 
 
 def _write_layer(folder: Path, diff_id: str, pieces: Iterator[bytes]) -> None:
@@ -304,26 +320,16 @@ def _write_layer(folder: Path, diff_id: str, pieces: Iterator[bytes]) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> None:
-    budget_bytes = arguments.device_memory << 20
     with ExitStack() as stack:
-        images = _Images(stack, arguments)
-        path, old = images.delta(arguments.delta), images.open(arguments.old)
-        tar_diffs = artifact.open_tar_diffs(path)
-        for tar_diff in tar_diffs:
-            size = sum(map(len, artifact.rebuild_tar_diff(tar_diff, old, budget_bytes)))
-            print(f"{tar_diff.target}: {_megabytes(size)} rebuilt")
-        if tar_diffs:
-            return
-        opened = artifact.open_delta(path, old.diff_ids)
-        base = artifact.open_base(stack, opened, old)
-        for layer, diff_id in enumerate(opened.target_diff_ids):
-            if layer in opened.layers:
-                size = sum(map(len, artifact.rebuild(opened, layer, base, budget_bytes)))
-                print(f"layer {layer}: {diff_id}: {_megabytes(size)} rebuilt")
-            elif diff_id in old.diff_ids:
-                print(f"layer {layer}: {diff_id}: in the base")
+        verified = 0
+        for diff_id, pieces in _rebuilt(stack, arguments):
+            verified += 1
+            if pieces is None:
+                print(f"{diff_id}: in the base")
             else:
-                raise WrongResult(f"layer {layer}: {diff_id} is neither in the delta nor in the base")
+                print(f"{diff_id}: {_megabytes(sum(map(len, pieces)))} rebuilt")
+        if not verified:
+            raise WrongBase(f"{arguments.delta}: nothing of it is for this base")
 
 
 def _inspect(arguments: argparse.Namespace) -> None:

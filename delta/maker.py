@@ -69,7 +69,8 @@ _READ_BYTES = 1 << 20
 _PIECE_BYTES = 1 << 16
 _ZERO_RUN = re.compile(rb"\0{8,}")
 # Where nothing differs for so long, a triple of its own is smaller than the zeros, and quicker on both sides.
-_LONG_ZERO_RUN = re.compile(rb"\0{32768,}")
+# It may begin only where a run does: every shorter run would be gone through from each of its bytes.
+_LONG_ZERO_RUN = re.compile(rb"(?<!\0)\0{32768,}")
 MIN_LAST_ZEROS = 64  # at a file's end: its length need not be told
 # (lc, lp, pb) worth trying, by section.
 PROPERTIES = {
