@@ -222,7 +222,7 @@ def pack(
     choices = [(Section(STORED, len(data), len(data), 0, 0), data)]
     if len(data) > 8:
         # Matches of up to 273 bytes are worth their time in a diff: 15 % on executables.
-        preset = 3 if fast and len(data) > 1 << 20 else 9 | lzma.PRESET_EXTREME
+        preset = 6 if fast and len(data) > 1 << 20 else 9 | lzma.PRESET_EXTREME
         tried = properties[:1] if len(data) > MANY_PROPERTIES_BYTES else properties
         choices += [compress_lzma(data, each, preset, window_log) for each in tried]
     return min(choices, key=lambda choice: len(choice[1]))
