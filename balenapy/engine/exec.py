@@ -492,8 +492,15 @@ class _Starting:
         if code != 0:
             raise self._failure(found)
         handle = self._open_process()
-        if found.config.tty:
-            await self._take_terminal(found)
+        try:
+            if found.config.tty:
+                await self._take_terminal(found)
+        except BaseException:
+            with handle, trio.move_on_after(STRAY_WAIT_S, shield=True):
+                handle.send_signal(signal.SIGKILL)
+                await handle.wait()
+                handle.reap()
+            raise
         return handle
 
     @property

@@ -29,7 +29,7 @@ from hypothesis.stateful import (
 )
 
 from tests.engine_process import EngineProcess, running_engine, wait_until
-from tests.leftovers import leftovers, wait_for_no_leftovers
+from tests.leftovers import leftovers, open_descriptors, wait_for_no_leftovers
 
 pytestmark = pytest.mark.root
 
@@ -171,6 +171,41 @@ def test_a_loop_of_restarts_can_always_be_stopped_and_removed(engine: EngineProc
             removed = engine.request("DELETE", f"/v1.39/containers/{container}?force=1", timeout_s=ANSWER_S)
             assert removed.status == 204, removed.body
         assert engine.request("GET", f"/v1.39/containers/{container}/json").status == 404
+
+
+def test_execs_while_their_container_is_removed_leave_nothing(engine: EngineProcess, busybox: str) -> None:
+    at_rest, descriptors = leftovers(), open_descriptors(engine.pid)
+    answers: Counter[str] = Counter()
+
+    def run_exec(container: str, number: int) -> None:
+        body = {"Cmd": ["sh", "-c", f"echo hi; sleep 0.{number % 10}"], "AttachStdout": True, "Tty": bool(number % 2)}
+        made = engine.request("POST", f"/v1.39/containers/{container}/exec", body, timeout_s=ANSWER_S)
+        answers[f"create {made.status}"] += 1
+        if made.status == 201:
+            how = {"Detach": number % 3 == 0, "Tty": bool(number % 2)}
+            started = engine.request("POST", f"/v1.39/exec/{made.json['Id']}/start", how, timeout_s=ANSWER_S)
+            answers[f"start {started.status}"] += 1
+
+    for number in range(3):
+        body = {
+            "Image": busybox, "Cmd": ["sleep", "1000"], "HostConfig": {"NetworkMode": "none"},
+            "Healthcheck": {"Test": ["CMD", "true"], "Interval": 50_000_000},
+        }  # fmt: skip
+        container = engine.request("POST", "/v1.39/containers/create", body).json["Id"]
+        assert engine.request("POST", f"/v1.39/containers/{container}/start").status == 204
+        threads = [threading.Thread(target=run_exec, args=(container, each), daemon=True) for each in range(30)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.3 + 0.5 * number)
+        assert engine.request("DELETE", f"/v1.39/containers/{container}?force=1", timeout_s=ANSWER_S).status == 204
+        for thread in threads:
+            thread.join(ANSWER_S)
+            assert not thread.is_alive()
+    print(dict(sorted(answers.items())))
+
+    if not engine.is_reference:
+        assert wait_for_no_leftovers(at_rest) == {}
+        wait_until(lambda: not open_descriptors(engine.pid) - descriptors, 30, "no more descriptors")
 
 
 def give_up(engine: EngineProcess, method: str, path: str, after_s: float = 0.2) -> None:
