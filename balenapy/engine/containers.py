@@ -137,7 +137,7 @@ class Containers:
     def link_env(self, container: Container) -> list[str]:
         """The variables that legacy links bring to a start; links work on the default bridge only.
 
-        Raises: SystemFailure, when a linked container does not run.
+        Raises: SystemFailure, when a linked container does not run or is on other networks.
         """
         env: list[str] = []
         for alias, child in self._links_of(container):
@@ -145,7 +145,9 @@ class Containers:
                 raise SystemFailure(
                     f"Cannot link to a non running container: /{child.name} AS /{container.name}/{alias}"
                 )
-            address = child.endpoints.get("bridge", EndpointSettings()).ip_address
+            if "bridge" not in child.endpoints:
+                raise SystemFailure(f"Cannot link to /{child.name}, as it does not belong to the default network")
+            address = child.endpoints["bridge"].ip_address
             if address:
                 ports = expand_exposed(child.config.exposed_ports or ())
                 env += link_env(Link(container.name, alias, address, ports, child.config.env or ()))
@@ -303,7 +305,12 @@ class Containers:
             del self._names[container.name]
 
     def _register_links(self, container: Container) -> None:
-        """Rewrite HostConfig.Links to `<id>:alias`."""
+        """Rewrite HostConfig.Links to `<id>:alias`.
+
+        On a user-defined network they mean nothing: the endpoint has its own (moby daemon_unix.go, registerLinks).
+        """
+        if creation.is_user_network(container.host_config.network_mode):
+            container.host_config.links = None
         if not container.host_config.links:
             return
         resolved = []

@@ -89,7 +89,7 @@ class Info:
             "SystemStatus": None,
             "Plugins": {
                 "Volume": ["local"],
-                "Network": ["bridge", "host", "null"],
+                "Network": ["bridge", "host", "ipvlan", "macvlan", "null"],
                 "Authorization": None,
                 "Log": ["journald", "json-file", "local", "syslog"],
             },

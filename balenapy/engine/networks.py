@@ -143,6 +143,9 @@ class Networks:
             log.error("firewall rules cannot be written bridge=%s error=%s", bridge.name, error.message)
 
     def _bridges(self) -> list[Bridge]:
+        """Those that have firewall rules of ours."""
+        if not self._engine.config.iptables:
+            return []
         return [segment for segment in self._segments.values() if isinstance(segment, Bridge)]
 
     async def clear_firewall(self) -> list[str]:

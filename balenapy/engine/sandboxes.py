@@ -26,7 +26,7 @@ from balenapy.core.network import BRIDGE, HOST, NONE, Network
 from balenapy.core.ports import ExposedPort, PublishedPort, expand_exposed, requested_ports
 from balenapy.engine.netfiles import NetworkFiles
 from balenapy.engine.published import PublishedPorts
-from balenapy.engine.segments import Defaults, Endpoint, Segment, defaults_of
+from balenapy.engine.segments import Endpoint, Segment, defaults_of
 from balenapy.errors import Conflict, Forbidden, InvalidParameter, NotFound, SystemFailure
 from balenapy.linux import conntrack, links, netns
 
@@ -544,7 +544,7 @@ def _forwarding(sandbox: Sandbox) -> set[Segment]:
 
 def _sharing(endpoints: Iterable[Endpoint]) -> list[Endpoint]:
     """Those whose interfaces are on a link of the host."""
-    return [endpoint for endpoint in endpoints if endpoint.plan(defaults=Defaults()).shares_link]
+    return [endpoint for endpoint in endpoints if endpoint.segment.shares_link]
 
 
 def _inside(plan: EndpointPlan) -> list[Step]:

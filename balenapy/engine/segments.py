@@ -64,6 +64,7 @@ class Segment:
     """A network that gives its containers addresses."""
 
     publishes = False  # whether ports of the host can lead there
+    shares_link = False  # whether interfaces inside come from a link of the host
     prefix = "eth"  # of interface names inside
 
     def __init__(self, network: Network) -> None:

@@ -5,7 +5,7 @@ none is named, one of ours that leads nowhere; what we made goes with the networ
 there, and no port of the host leads there: who shares the wire reaches the container by its own address.
 
 An interface whose hardware address another one on the parent has does not come up, and one that dies with its
-namespace stays for a moment. So whoever leaves deletes its interface first (`leave_steps`).
+namespace stays for a moment. So whoever leaves deletes its interface first (`netns.delete_links_with`).
 
 Source: libnetwork drivers/macvlan, drivers/ipvlan.
 """
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 class SharedLink(Segment):
     """One macvlan or ipvlan network."""
+
+    shares_link = True
 
     def __init__(self, network: Network) -> None:
         super().__init__(network)

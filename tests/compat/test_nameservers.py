@@ -190,3 +190,19 @@ def _settled(pid: int) -> int:
 def _cpu_ticks(pid: int) -> int:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
+
+
+def test_legacy_links_are_for_the_default_network_only(engine: EngineProcess, busybox: str) -> None:
+    with network(engine, "linked", 3) as name:
+        run(engine, busybox, name, "there")
+        elsewhere = engine.docker("run", "--rm", "--link", "there", busybox, "true", check=False)
+        nobody = engine.docker("run", "--rm", "--network", name, "--link", "nobody:x", busybox, "true")
+        run(engine, busybox, name, "linking", "--link", "there:x")
+        inspected = engine.inspect("linking")
+        found = lookup(engine, "linking", "x") == [address(engine, "there", name)]
+
+    assert "Cannot link to /there, as it does not belong to the default network" in elsewhere.stderr
+    assert nobody.returncode == 0
+    assert inspected["HostConfig"]["Links"] is None
+    assert inspected["NetworkSettings"]["Networks"]["linked"]["Links"] == ["there:x"]
+    assert found
