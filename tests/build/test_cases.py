@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator
 
 import pytest
 
-from tests.build.case import CASES as CASES_DIRECTORY
 from tests.build.case import Case, load_cases
 from tests.build.place import Place, prepare, running_server
 from tests.build.play import differences, is_missing, play, written
@@ -18,7 +16,6 @@ pytestmark = pytest.mark.root
 
 CASES = load_cases()
 LEAST_CASES = 80
-PENDING = tomllib.loads((CASES_DIRECTORY.parent / "pending.toml").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +31,9 @@ def place(nothing_left_behind: Leftovers, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_case(place: Place, case: Case, request: pytest.FixtureRequest) -> None:
+def test_case(place: Place, case: Case) -> None:
     if place.engine.is_reference and case.skip_reference:
         pytest.skip(case.skip_reference)
-    if not place.engine.is_reference and case.name in PENDING:
-        request.applymarker(pytest.mark.xfail(reason=PENDING[case.name]))
 
     answer = play(case, place)
 

@@ -68,7 +68,6 @@ def images(engine: EngineProcess) -> Any:
 # -- the Docker CLI --
 
 
-@pytest.mark.xfail(os.environ.get("ENGINE_UNDER_TEST") != "dockerd", reason="COPY --from is not built yet")
 def test_cli_builds_tags_and_runs(builder: EngineProcess, context: Path, docker_cli: str) -> None:
     first = builder.docker("build", "-t", "cli/one", "-t", "cli/two:v", str(context), env=LEGACY)
     again = builder.docker("build", "-t", "cli/one", "--build-arg", "WHO=nobody", str(context), env=LEGACY)
@@ -159,7 +158,6 @@ def command_of(pid: str) -> str:
 # -- docker-py --
 
 
-@pytest.mark.xfail(os.environ.get("ENGINE_UNDER_TEST") != "dockerd", reason="COPY --from is not built yet")
 def test_docker_py_builds_from_a_directory(builder: EngineProcess, context: Path) -> None:
     client = builder.client()
 
@@ -226,7 +224,6 @@ services:
 """
 
 
-@pytest.mark.xfail(os.environ.get("ENGINE_UNDER_TEST") != "dockerd", reason="COPY --from is not built yet")
 def test_compose_builds_its_services(builder: EngineProcess, context: Path, busybox: str) -> None:
     compose = shutil.which("docker-compose")
     if compose is None:

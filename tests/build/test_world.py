@@ -70,7 +70,6 @@ def made_bases(engine: EngineProcess, tmp_path_factory: pytest.TempPathFactory) 
     return {}
 
 
-@pytest.mark.xfail(os.environ.get("ENGINE_UNDER_TEST") != "dockerd", reason="COPY --from to come", strict=False)
 @pytest.mark.parametrize("name", NAMES)
 def test_dockerfile(name: str, engine: EngineProcess, made_bases: dict[str, float], tmp_path: Path) -> None:
     told = settings(name)

@@ -79,7 +79,7 @@ STATUSES: dict[str, set[int]] = {
     "/networks/{id}/connect": {409},
     "/networks/prune": {409},
     "/system/df": {500},
-    "/build": {404, 501},  # 501: remote contexts are to come
+    "/build": {404},
 }
 
 # 500s of the engine we replace: what it does not classify (ENDPOINTS, BEHAVIOUR 1.2).
