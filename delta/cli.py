@@ -14,7 +14,9 @@ from tempfile import TemporaryDirectory
 
 from delta import artifact, balenaimage, librsync, native, publish, sections
 from delta.errors import DeltaError, Malformed, Unsupported, WrongBase, WrongResult
+from delta.inspection import inspect
 from delta.maker import Settings
+from delta.match import BaseIndex
 from delta.oci import Image, LayoutWriter, fetch_image, open_image
 from delta.registry import Reference, Repository, parse_reference
 
@@ -64,9 +66,11 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("old", metavar="OLD", help=IMAGE)
     verify.set_defaults(run=_verify)
 
-    inspect = verbs.add_parser("inspect", help="say what is in DELTA")
-    inspect.add_argument("delta", metavar="DELTA", help=DELTA)
-    inspect.set_defaults(run=_inspect)
+    inspecting = verbs.add_parser("inspect", help="say what is in DELTA")
+    inspecting.add_argument("delta", metavar="DELTA", help=DELTA)
+    inspecting.add_argument("old", metavar="OLD", nargs="?", help=f"{IMAGE}: then every file is told of, and why")
+    inspecting.add_argument("--all", action="store_true", help="also files that are copied from the same path")
+    inspecting.set_defaults(run=_inspect)
 
     push = verbs.add_parser("push", help="upload the deltas in DELTA to the repository of the image they lead to")
     push.add_argument("delta", metavar="DELTA", type=Path, help="OCI layout folder")
@@ -79,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--dry-run", action="store_true", help="only say which")
     prune.set_defaults(run=_prune)
 
-    for verb in (make, apply, verify):
+    for verb in (make, apply, verify, inspecting):
         verb.add_argument("--platform", help="os/architecture[/variant], when an index has several images")
         verb.add_argument(
             "--device-memory",
@@ -88,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
             metavar="MIB",
             help="what applying may take (default: 48)",
         )
-    for verb in (make, apply, verify, inspect, push, prune):
+    for verb in (make, apply, verify, inspecting, push, prune):
         verb.add_argument("--insecure", action="store_true", help="take any certificate, or plain HTTP")
         verb.add_argument("-q", "--quiet", action="store_true", help="no progress")
     return parser
@@ -334,10 +338,16 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 def _inspect(arguments: argparse.Namespace) -> None:
     with ExitStack() as stack:
-        path = _Images(stack, arguments).delta(arguments.delta)
+        images = _Images(stack, arguments)
+        path = images.delta(arguments.delta)
         deltas = artifact.open_deltas(path)
+        old = images.open(arguments.old) if arguments.old else None
+        if old:
+            deltas = [artifact.open_delta(path, old.diff_ids)]
         for opened in deltas:
             _print_delta(opened)
+        if old:
+            _print_files(stack, deltas[0], old, arguments.all)
         if not deltas:
             raise Malformed(f"{path}: no delta")
 
@@ -354,6 +364,24 @@ def _print_delta(opened: artifact.Delta) -> None:
         for name, section in zip(sections.SECTION_NAMES, head.sections, strict=True):
             codec = ("stored", "lzma", "zstd")[section.codec]
             print(f"  {name:8} {section.plain_bytes:>11} -> {section.stored_bytes:>9} {codec}")
+
+
+def _print_files(stack: ExitStack, opened: artifact.Delta, old: Image, everything: bool) -> None:
+    index = BaseIndex(artifact.open_base(stack, opened, old))
+    for layer in opened.layers:
+        with opened.blob(layer).open("rb") as file:
+            fd = file.fileno()
+            lines = inspect(lambda offset, length, fd=fd: os.pread(fd, length, offset), index)  # type: ignore[misc]
+        print(f"\nlayer {layer}\n{'':8} {'bytes':>11} {'in delta':>9}  file")
+        untold = 0
+        for line in lines:
+            if line.how == "copied" and line.why.endswith("same path") and not everything:
+                untold += 1
+                continue
+            path = line.path.decode(errors="replace")
+            print(f"{line.how:8} {line.size:>11} {line.delta_bytes:>9}  {path}: {line.why}")
+        if untold:
+            print(f"copied   and {untold} files with the same content at the same path")
 
 
 if __name__ == "__main__":

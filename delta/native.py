@@ -55,6 +55,24 @@ def read_head(read_at: ReadAt) -> tuple[Head, int]:
     return decode_head(read_at(0, sections.MAX_HEAD_BYTES))
 
 
+def open_sections(
+    read_at: ReadAt, base: Base, budget_bytes: int, check: bytes | None = None, max_bytes: int | None = None
+) -> tuple[Head, list[SectionReader]]:
+    """A delta's head, checked, and readers of its sections; see `apply`."""
+    head, start = read_head(read_at)
+    if head.memory_bytes + OWN_BYTES > budget_bytes:
+        raise OverBudget(f"native delta: needs {head.memory_bytes + OWN_BYTES} bytes of {budget_bytes}")
+    if head.base_layers != base.layers or (check is not None and check != head.base_check):
+        raise WrongBase("native delta: made for another base")
+    if max_bytes is not None and head.target_bytes > max_bytes:
+        raise Malformed(f"native delta: makes {head.target_bytes} bytes of at most {max_bytes}")
+    readers = []
+    for name, section in zip(sections.SECTION_NAMES, head.sections, strict=True):
+        readers.append(SectionReader(name, read_at, start, section))
+        start += section.stored_bytes
+    return head, readers
+
+
 def apply(
     read_at: ReadAt,
     base: Base,
@@ -75,21 +93,11 @@ def apply(
         Malformed, Unsupported: the delta is not one. OverBudget: it needs more memory than `budget_bytes`.
         WrongBase: it is for another base. WrongResult: what came out has another digest.
     """
-    head, start = read_head(read_at)
-    if head.memory_bytes + OWN_BYTES > budget_bytes:
-        raise OverBudget(f"native delta: needs {head.memory_bytes + OWN_BYTES} bytes of {budget_bytes}")
-    if head.base_layers != base.layers or (check is not None and check != head.base_check):
-        raise WrongBase("native delta: made for another base")
-    if max_bytes is not None and head.target_bytes > max_bytes:
-        raise Malformed(f"native delta: makes {head.target_bytes} bytes of at most {max_bytes}")
-    readers = []
-    for name, section in zip(sections.SECTION_NAMES, head.sections, strict=True):
-        readers.append(SectionReader(name, read_at, start, section))
-        start += section.stored_bytes
+    head, readers = open_sections(read_at, base, budget_bytes, check, max_bytes)
     digest = hashlib.sha256()
     pending: list[bytes] = []
     held = made = 0
-    for piece in _Player(head, readers, base).play():
+    for piece in Player(head, readers, base).play():
         held += len(piece)
         pending.append(piece)
         if held >= PIECE_BYTES:
@@ -110,7 +118,7 @@ def apply(
 _Range = tuple[int, int, int, int]  # (old position, bytes added to it, bytes after it, how far on they are in the new)
 
 
-class _Player:
+class Player:
     """Plays the program of one delta."""
 
     def __init__(self, head: Head, readers: Sequence[SectionReader], base: Base) -> None:
@@ -118,6 +126,7 @@ class _Player:
         self._meta, control, self._diff, self._extra, self._literal, self._frames = readers
         self._control = _Control(control)
         self._left = head.target_bytes
+        self.told = 0, 0, (0, 0)  # content kind, size and origin of the last member
         self._masks: list[Mask] = []
         self._layer, self._ordinal = 0, -1  # of the last reference
         self._source: tuple[int, int] = (0, 0)
@@ -185,6 +194,7 @@ class _Player:
                     raise Malformed("native delta: a negative size")
         elif kind != program.EMPTY:
             raise Malformed(f"native delta: no content kind {kind}")
+        self.told = kind, size, origin
         yield self._header(chunk, header, size)
         self._claim(padded(size))
         if kind in (program.EXPECTED, program.COPY):

@@ -50,6 +50,21 @@ def test_an_update_is_made_applied_verified_and_shown(images: tuple[Path, Path, 
     assert "memory to apply" in printed
 
 
+def test_every_file_of_a_delta_is_told_of(images: tuple[Path, Path, bytes], tmp_path: Path) -> None:
+    old, new, target = images
+    delta = tmp_path / "delta"
+    assert run("make", old, new, "-o", delta) == 0
+
+    lines = output_of("inspect", delta, old).splitlines()
+
+    moved = "srv/moved: the same content at etc/conf-2 in layer 0"
+    assert any(line.startswith("copied") and moved in line for line in lines)
+    assert any(line.startswith(("patched", "new")) and "bin/tool-1.3: " in line for line in lines)
+    with tarfile.open(fileobj=io.BytesIO(target)) as tar:
+        names = [member.name for member in tar if member.size]
+    assert all(any(f" {name}: " in line for line in lines) for name in names)
+
+
 def test_an_update_by_tar_diff(images: tuple[Path, Path, bytes], tmp_path: Path) -> None:
     old, new, target = images
     delta, out = tmp_path / "delta", tmp_path / "out"
