@@ -375,7 +375,7 @@ def _print_files(stack: ExitStack, opened: artifact.Delta, old: Image, everythin
         print(f"\nlayer {layer}\n{'':8} {'bytes':>11} {'in delta':>9}  file")
         untold = 0
         for line in lines:
-            if line.how == "copied" and line.why.endswith("same path") and not everything:
+            if line.how == "copied" and line.why.endswith("the same path") and not everything:
                 untold += 1
                 continue
             path = line.path.decode(errors="replace")

@@ -58,18 +58,16 @@ class _Observer(Player):
 
     def _words(self, kind: int, path: bytes, origin: Place) -> tuple[str, str]:
         if kind == program.FRAMED:
-            return "patched", "much is new: compressed after old files"
+            return "patched", "much is new, compressed after old files; the first of a frame stands for all"
         if kind == program.LITERAL_CONTENT:
             return "new", "nothing like it in the base is of use"
         there = self._index.at(origin).path
+        where = "the same path" if there == path else f"{there.decode(errors='replace')} in layer {origin.layer}"
         if kind in (program.EXPECTED, program.COPY):
-            same = "the same content"
-        else:
-            same = "addresses foretold, against" if kind in (program.MOVED, program.MOVED_REF) else "differences from"
-        how = "copied" if kind in (program.EXPECTED, program.COPY) else "patched"
-        if there == path:
-            return how, f"{same} at the same path"
-        return how, f"{same} at {there.decode(errors='replace')} in layer {origin.layer}"
+            return "copied", f"same content as {where}"
+        if kind in (program.MOVED, program.MOVED_REF):
+            return "patched", f"differences from {where}, addresses foretold"
+        return "patched", f"differences from {where}"
 
 
 def inspect(read_at: ReadAt, index: BaseIndex, budget_bytes: int = native.DEFAULT_BUDGET_BYTES) -> list[FileLine]:

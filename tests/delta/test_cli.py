@@ -57,7 +57,7 @@ def test_every_file_of_a_delta_is_told_of(images: tuple[Path, Path, bytes], tmp_
 
     lines = output_of("inspect", delta, old).splitlines()
 
-    moved = "srv/moved: the same content at etc/conf-2 in layer 0"
+    moved = "srv/moved: same content as etc/conf-2 in layer 0"
     assert any(line.startswith("copied") and moved in line for line in lines)
     assert any(line.startswith(("patched", "new")) and "bin/tool-1.3: " in line for line in lines)
     with tarfile.open(fileobj=io.BytesIO(target)) as tar:
