@@ -15,11 +15,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imagemaker.program import Failed, say
-from imagemaker.rootfs import REPOSITORY
+from imagemaker.rootfs import HERE, REPOSITORY
 from imagemaker.targets import MIB, Target
+
+sys.path.insert(0, str(HERE / "root/usr/lib/balenapy-os"))
+from engineapi import Connection
 
 DATA_ROOT = "balena-engine"  # below the data partition
 START_TIMEOUT_S = 60
+LOAD_TIMEOUT_S = 3600
 
 
 def interpreter() -> str:
@@ -57,12 +61,11 @@ def data_tree(target: Target, images: Sequence[str], work: Path) -> Path:
             time.sleep(0.05)
         for name in images:
             say(f"preload {name}")
-            cli = [interpreter(), "-m", "balenapy.cli.main"]
             if Path(name).is_file():
-                command = [*cli, "load", "-i", name]
-            else:
-                platform = "linux/arm64" if target.architecture == "arm64" else "linux/arm/v7"
-                command = [*cli, "pull", "--platform", platform, name]
+                load(socket, Path(name))
+                continue
+            platform = "linux/arm64" if target.architecture == "arm64" else "linux/arm/v7"
+            command = [interpreter(), "-m", "balenapy.cli.main", "pull", "--platform", platform, name]
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise Failed(f"preload {name}: {done.stdout[-500:]}{done.stderr[-1000:]}")
@@ -71,6 +74,20 @@ def data_tree(target: Target, images: Sequence[str], work: Path) -> Path:
         daemon.wait(60)
     shutil.rmtree(run_dir, ignore_errors=True)
     return tree
+
+
+def load(socket: Path, archive: Path) -> None:
+    """Raises: Failed, with what the engine says."""
+    connection = Connection(LOAD_TIMEOUT_S, str(socket))
+    try:
+        with archive.open("rb") as file:
+            connection.request("POST", "/images/load?quiet=1", file, {"Content-Type": "application/x-tar"})
+            answer = connection.getresponse()
+            text = answer.read().decode(errors="replace")
+    finally:
+        connection.close()
+    if answer.status != 200 or '"error"' in text:
+        raise Failed(f"preload {archive}: {text[-1000:]}")
 
 
 def mib(tree: Path) -> int:

@@ -16,11 +16,17 @@ class ApiError(Exception):
         self.status = status
 
 
-class _Connection(http.client.HTTPConnection):
+class Connection(http.client.HTTPConnection):
+    """HTTP over the engine's socket."""
+
+    def __init__(self, timeout: float, path: str = SOCKET) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
-        self.sock.connect(SOCKET)
+        self.sock.connect(self._path)
 
 
 def call(method: str, path: str, body: Any = None, timeout_s: float = 120.0) -> Any:
@@ -28,7 +34,7 @@ def call(method: str, path: str, body: Any = None, timeout_s: float = 120.0) -> 
 
     Raises: ApiError, OSError.
     """
-    connection = _Connection("localhost", timeout=timeout_s)
+    connection = Connection(timeout_s)
     try:
         data = None if body is None else json.dumps(body)
         connection.request(method, path, data, {"Content-Type": "application/json"} if data else {})
