@@ -76,7 +76,7 @@ def new_root() -> bytes:
 
 def make_update(
     directory: Path, target: Target = GENERIC_ARM64_UEFI, *, root: bytes | None = None, base: bytes | None = None,
-    key: Path | None = None, name: str = "os-r2.update", release: str = "r2",
+    key: Path | None = None, name: str = "os-r2.update", release: str = "r2", base_release: str = "base",
 ) -> tuple[Path, str]:  # fmt: skip
     work = directory / f"make-{name}"
     (work / "slot").mkdir(parents=True)
@@ -89,7 +89,7 @@ def make_update(
     (work / "root").write_bytes(new_root() if root is None else root)
     base_path = None
     if base is not None:
-        base_path = work / "base"
+        base_path = directory / f"os-{base_release}.squashfs"
         base_path.write_bytes(base)
     out = directory / name
     digest = update.write_update(
@@ -148,6 +148,38 @@ def test_a_difference_beside_the_whole_is_taken_when_it_fits(board: hostupdate.B
     assert any("difference to r1" in line for line in lines)
     assert board.device("root-b").read_bytes().startswith(new_root())
     assert not board.data.exists()
+
+
+def test_files_that_both_releases_have_do_not_travel(board: hostupdate.Board, tmp_path: Path) -> None:
+    make_update(tmp_path, root=old_root(), name="os-r1.update", release="r1")
+    older = update.boot_files(tmp_path / "os-r1.update")
+    (board.boot / "slot-a/linux").write_bytes(b"kernel r1")
+    (board.boot / "slot-a/initrd").write_bytes(b"initrd r1")
+    whole, _ = make_update(tmp_path, name="os-r2.update")
+    slot_tree = tmp_path / "make-os-r2.update/slot"
+    (slot_tree / "linux").write_bytes(b"kernel r1")  # the new release has the same kernel, and another initrd
+    (tmp_path / "os-r1.squashfs").write_bytes(old_root())
+    delta = tmp_path / "os-r2.from-r1.update"
+    update.write_update(GENERIC_ARM64_UEFI, "r2", slot_tree, tmp_path / "make-os-r2.update/root", delta, EPOCH, LINE,
+                        base=tmp_path / "os-r1.squashfs", work=tmp_path)  # fmt: skip
+
+    lines, say = said()
+    hostupdate.install(board, str(whole), say=say)
+
+    assert set(older) == {"boot/initrd", "boot/linux", "root.squashfs"}
+    assert b"kernel r1" not in delta.read_bytes()
+    assert any("difference to r1" in line for line in lines)
+    assert (board.boot / "slot-b/linux").read_bytes() == b"kernel r1"
+    assert (board.boot / "slot-b/initrd").read_bytes() == b"initrd r2"
+    assert board.device("root-b").read_bytes().startswith(new_root())
+
+
+def test_a_difference_is_left_when_the_running_kernel_is_another(board: hostupdate.Board, tmp_path: Path) -> None:
+    manifest = {"base": {"bytes": 9, "sha256": hashlib.sha256(old_root()[:9]).hexdigest()}, "kept": {"boot/linux": ONE}}
+    (board.boot / "slot-a/linux").write_bytes(b"k")
+
+    assert hostupdate.is_base(board, {**manifest, "kept": {}}) is True
+    assert hostupdate.is_base(board, manifest) is False
 
 
 def test_a_difference_to_another_root_is_left_for_the_whole(board: hostupdate.Board, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The host update: one tar that holds a slot's files, described by its first member.
 
     manifest.json    {"format", "target", "release", "command_line", "root": {"bytes", "sha256"},
-                     "base": {"bytes", "sha256"}, "files": {name: {"bytes", "sha256"}}}
+                     "files": {name: {"bytes", "sha256"}}, and of a difference: "base": {"bytes", "sha256"},
+                     "kept": files that the running slot has already}
     manifest.sig     optional: Ed25519 over manifest.json
     boot/…           kernel, initrd, device trees: as they lie in a slot
     root.squashfs    or root.delta: librsync's format against the root of the release in "base"
@@ -48,6 +49,11 @@ def write_update(
         run(["rdiff", "-H", "blake2", "-b", "2048", "-S", "16", "signature", base, signature])
         run(["rdiff", "delta", signature, root, delta])
         manifest["base"] = describe(base)
+        if target.switch == "systemd-boot":  # elsewhere the running slot's files are not at hand
+            older = boot_files(base.with_suffix(".update"))
+            kept = {name: older[name] for name, path in members.items() if older.get(name) == describe(path)}
+            members = {name: path for name, path in members.items() if name not in kept}
+            manifest["kept"] = kept
         members["root.delta"] = delta
     else:
         members["root.squashfs"] = root
@@ -66,6 +72,15 @@ def write_update(
             with open(path, "rb") as file:
                 archive.addfile(info, file)
     return "sha256:" + hashlib.sha256(text).hexdigest()
+
+
+def boot_files(bundle: Path) -> dict[str, Any]:
+    """What an older release's update, if it lies beside its root, says of the files that a slot boots from."""
+    if not bundle.exists():
+        return {}
+    with tarfile.open(bundle) as archive:
+        file = archive.extractfile("manifest.json")
+        return dict(json.load(file)["files"]) if file else {}
 
 
 def add(archive: tarfile.TarFile, name: str, data: bytes, epoch: int) -> None:

@@ -78,6 +78,10 @@ class Board:
     def boot(self) -> Path:
         return self.prefix / ("efi" if self.switch == "systemd-boot" else "boot")
 
+    def running_file(self, name: str) -> Path:
+        """A file of the running slot, by its name in an update (`boot/linux`). Only where slots share a partition."""
+        return self.boot / f"slot-{self.slot}" / name.removeprefix("boot/")
+
     @property
     def state(self) -> Path:
         return self.prefix / "mnt/state/host-update"
@@ -293,7 +297,12 @@ def check_manifest(document: Any, board: Board) -> dict[str, Any]:
         or ("root.delta" if "base" in document else "root.squashfs") not in files
     ):  # fmt: skip
         raise UpdateError("the update's manifest is not complete")
-    for name in files:
+    kept = document.get("kept", {})
+    if not isinstance(kept, dict) or not all(described(value) for value in kept.values()) or (
+        kept and (board.switch != "systemd-boot" or "base" not in document)
+    ):
+        raise UpdateError("the update's manifest is not complete")
+    for name in (*files, *kept):
         parts = name.split("/")
         if name not in ("root.squashfs", "root.delta") and (parts[0] != "boot" or not all(parts) or ".." in parts):
             raise UpdateError(f"the update's manifest names {name!r}")
@@ -381,6 +390,8 @@ def _install(board: Board, bundle: Bundle, say: Callable[[str], None]) -> str:
         write_root(board, bundle, members["root.squashfs"], target, say)
     verify_root(bundle.manifest["root"], target)
     staged = stage_boot_directory(board, slot)
+    for name, described in bundle.manifest.get("kept", {}).items():
+        keep_file(board.running_file(name), described, staged / name.removeprefix("boot/"))
     for member in members.values():
         if member.name.startswith("boot/"):
             copy_member(bundle, member, staged / member.name.removeprefix("boot/"))
@@ -399,7 +410,7 @@ def choose(board: Board, name: str, digest: str, say: Callable[[str], None], del
             stream = Stream(source_of(offered))
             bundle = open_bundle(stream, board)
             base = bundle.manifest.get("base")
-            if base and digest_of(board.device(f"root-{board.slot}"), base["bytes"]) == base["sha256"]:
+            if base and is_base(board, bundle.manifest):
                 say(f"difference to {board.release}: {bundle.manifest['files']['root.delta']['bytes'] / 1e6:.1f} MB")
                 return bundle
             say(f"{offered} is against another root than the running one: the whole update")
@@ -413,6 +424,13 @@ def choose(board: Board, name: str, digest: str, say: Callable[[str], None], del
     except UpdateError:
         stream.close()
         raise
+
+
+def is_base(board: Board, manifest: dict[str, Any]) -> bool:
+    """Whether the running slot has all that a difference builds on."""
+    wanted = [(board.device(f"root-{board.slot}"), manifest["base"])]
+    wanted += [(board.running_file(name), described) for name, described in manifest.get("kept", {}).items()]
+    return all(path.exists() and digest_of(path, each["bytes"]) == each["sha256"] for path, each in wanted)
 
 
 def digest_of(path: Path, size: int) -> str:
@@ -571,6 +589,21 @@ def copy_member(bundle: Bundle, member: Member, path: Path, *, resume: bool = Fa
     if sha.hexdigest() != bundle.manifest["files"][member.name]["sha256"]:
         path.unlink()
         raise UpdateError(f"{member.name}: wrong digest")
+
+
+def keep_file(source: Path, described: dict[str, Any], path: Path) -> None:
+    """A file that this release has in common with the running one.
+
+    Raises: UpdateError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        data = source.read_bytes()
+    except OSError as error:
+        raise UpdateError(f"{source}: {error.strerror}") from error
+    if hashlib.sha256(data).hexdigest() != described["sha256"]:
+        raise UpdateError(f"{source}: not the file that the difference is against")
+    write_durably(path, data)
 
 
 # --- the switch -----------------------------------------------------------------------------------------------
