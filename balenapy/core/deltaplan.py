@@ -180,9 +180,18 @@ def entries_for(entries: Sequence[Descriptor], bases: Sequence[Base]) -> list[De
 
 
 def native_ways(
-    artifact: Artifact, target: str, target_diff_ids: Sequence[str], bases: Sequence[Base], request: DeltaRequest
+    artifact: Artifact,
+    manifest: Digest,
+    target: str,
+    target_diff_ids: Sequence[str],
+    bases: Sequence[Base],
+    request: DeltaRequest,
 ) -> Offers:
-    """What a native delta offers; nothing when it is for another base, target, or does not say enough."""
+    """What a native delta offers; nothing when it is for another base or target, or does not say enough.
+
+    Args:
+        manifest, target: the target's manifest, and its image ID: the delta names one of them.
+    """
     annotations = artifact.annotations
     base = next((base for base in bases if base.image_id == annotations.get(BASE_ANNOTATION)), None)
     codecs = _list(annotations.get(CODECS_ANNOTATION, "")) or CODECS_OF[NATIVE]
@@ -190,6 +199,7 @@ def native_ways(
         base is None
         or artifact.artifact_type != ARTIFACT_TYPE
         or annotations.get(TARGET_ANNOTATION, target) != target
+        or artifact.subject not in (None, manifest)
         or not request.allows(codecs)
     ):
         return {}

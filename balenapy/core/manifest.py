@@ -113,6 +113,7 @@ class Artifact:
     artifact_type: str
     layers: tuple[Descriptor, ...]
     annotations: Mapping[str, str]
+    subject: Digest | None = None  # the manifest that it refers to
 
 
 def parse_artifact(raw: bytes) -> Artifact:
@@ -130,8 +131,13 @@ def parse_artifact(raw: bytes) -> Artifact:
     config = document.get("config")
     if not kind and isinstance(config, dict):
         kind = _string(config, "mediaType", "config")
+    subject = document.get("subject")
     return Artifact(
-        sha256_digest(raw), kind, tuple(_descriptors(document, "layers")), _string_map(document, "annotations") or {}
+        sha256_digest(raw),
+        kind,
+        tuple(_descriptors(document, "layers")),
+        _string_map(document, "annotations") or {},
+        _descriptor(subject, "subject").digest if isinstance(subject, dict) else None,
     )
 
 

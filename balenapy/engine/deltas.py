@@ -118,7 +118,7 @@ class InLayout:
         return self._session
 
     async def referrers(self, target: Digest) -> Index | None:
-        """All deltas of the folder: their manifests say what they are for."""
+        """The deltas of the folder that are not for another manifest."""
         index = await self.delta_index()
         if index is None:
             return None
@@ -128,6 +128,8 @@ class InLayout:
                 artifact = parse_artifact(await self.manifest(entry))
             except EngineError as error:
                 log.warning("delta cannot be read folder=%s error=%s", self._path, error.message)
+                continue
+            if artifact.subject not in (None, target):
                 continue
             entries.append(replace(entry, annotations=artifact.annotations, artifact_type=artifact.artifact_type))
         return replace(index, manifests=tuple(entries))
@@ -276,7 +278,8 @@ class DeltaSearch:
         for entry in deltaplan.entries_for(entries, bases):
             artifact = parse_artifact(await self._source.manifest(entry))
             target, diff_ids = str(config.image_id), [str(diff_id) for diff_id in config.diff_ids]
-            deltaplan.merge(offers, deltaplan.native_ways(artifact, target, diff_ids, bases, self._request))
+            ways = deltaplan.native_ways(artifact, manifest.digest, target, diff_ids, bases, self._request)
+            deltaplan.merge(offers, ways)
         return offers
 
     async def _tar_diffs(self, manifest: Manifest, config: ImageConfig, bases: Sequence[Base]) -> Offers:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import balenapy.config
@@ -94,6 +96,7 @@ def manifest(*sizes: int) -> Manifest:
 
 
 BASE = Base(A, ("one", "two"), ("chain-one", "chain-two"))
+TARGET = sha256_digest(b"manifest")
 ARTIFACT = Artifact(
     sha256_digest(b""),
     deltaplan.ARTIFACT_TYPE,
@@ -103,7 +106,7 @@ ARTIFACT = Artifact(
 
 
 def test_a_native_delta_has_a_blob_for_each_layer_that_its_base_lacks() -> None:
-    offers = native_ways(ARTIFACT, C, ["one", "new", "two", "newer"], [BASE], DeltaRequest())
+    offers = native_ways(ARTIFACT, TARGET, C, ["one", "new", "two", "newer"], [BASE], DeltaRequest())
 
     assert offers == {
         "new": [Way("native", A, "chain-two", blob(10))],
@@ -124,7 +127,15 @@ def test_a_native_delta_has_a_blob_for_each_layer_that_its_base_lacks() -> None:
 def test_a_native_delta_that_does_not_fit_offers_nothing(
     target: str, diff_ids: list[str], bases: list[Base], codecs: str
 ) -> None:
-    assert native_ways(ARTIFACT, target, diff_ids, bases, request(Codecs=codecs)) == {}
+    assert native_ways(ARTIFACT, TARGET, target, diff_ids, bases, request(Codecs=codecs)) == {}
+
+
+def test_a_delta_of_another_manifest_offers_nothing() -> None:
+    of_another = replace(ARTIFACT, subject=sha256_digest(b"another"))
+    of_this = replace(ARTIFACT, subject=TARGET, annotations={deltaplan.BASE_ANNOTATION: A})
+
+    assert native_ways(of_another, TARGET, C, ["new", "newer"], [BASE], DeltaRequest()) == {}
+    assert native_ways(of_this, TARGET, C, ["new", "newer"], [BASE], DeltaRequest()) != {}
 
 
 def test_a_delta_may_say_which_codecs_it_has() -> None:
@@ -135,8 +146,8 @@ def test_a_delta_may_say_which_codecs_it_has() -> None:
         {**ARTIFACT.annotations, deltaplan.CODECS_ANNOTATION: "bsdiff"},
     )
 
-    assert native_ways(said, C, ["new", "newer"], [BASE], request(Codecs="bsdiff")) != {}
-    assert native_ways(said, C, ["new", "newer"], [BASE], request(Codecs="zstd")) == {}
+    assert native_ways(said, TARGET, C, ["new", "newer"], [BASE], request(Codecs="bsdiff")) != {}
+    assert native_ways(said, TARGET, C, ["new", "newer"], [BASE], request(Codecs="zstd")) == {}
 
 
 def test_entries_of_other_bases_are_not_looked_at_and_their_number_is_bounded() -> None:

@@ -212,7 +212,11 @@ async def test_deltas_are_found_in_a_folder(tmp_path: Path, registry: FakeRegist
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(blob.data)
     bare = {key: value for key, value in delta.entry.items() if key != "annotations"}
-    (folder / "index.json").write_bytes(compact({"schemaVersion": 2, "manifests": [bare]}))
+    # One to another target lies beside it; it would be smaller.
+    other = replace(delta, layers=(Blob(delta.layers[0].media_type, b"x"),), subject=OLD.manifest.descriptor)
+    (folder / "blobs" / other.manifest.digest.replace(":", "/")).write_bytes(other.manifest.data)
+    entries = [bare, {**bare, **other.manifest.descriptor}]
+    (folder / "index.json").write_bytes(compact({"schemaVersion": 2, "manifests": entries}))
     async with image_engine(tmp_path) as engine:
         await pull(engine, f"{registry.host}/team/app:1")
         registry.requests.clear()
