@@ -116,6 +116,7 @@ class Pulls:
             self._under_way[lines] = reference.familiar()
             try:
                 newer = await self._pull_wanted(reference, auth, platform or self.platform, lines, deltas)
+                lines.release()
                 done = "Downloaded newer image for" if newer else "Image is up to date for"
                 lines.message(f"Status: {done} {reference.familiar()}")
             except EngineError as error:  # what was said before it is still written

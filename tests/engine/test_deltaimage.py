@@ -108,6 +108,46 @@ async def test_a_target_that_is_here_only_gets_the_name(tmp_path: Path, registry
         assert len(registry.seen("GET .*/blobs/")) == 1
 
 
+@trio_test
+async def test_a_damaged_file_of_a_target_is_mended_by_its_delta(tmp_path: Path, registry: FakeRegistry) -> None:
+    name = f"{registry.host}/deltas/one:latest"
+    async with image_engine(tmp_path) as engine:
+        await pull(engine, f"{registry.host}/team/app:1")
+        await pull(engine, name)
+        top = engine.snapshots.chain(engine.images.resolve(name).chain_id)[0]
+        damaged, whole = top.diff / "app/data", top.diff / "app/program"
+        before, inode = damaged.read_bytes(), whole.stat().st_ino
+        damaged.write_bytes(b"x" * len(before))
+
+        await pull(engine, name)
+
+        assert damaged.read_bytes() == before
+        assert whole.stat().st_ino == inode
+        assert engine.images.resolve(name).image_id == NEW2.image_id
+        await settle(engine)
+        assert on_disk(engine)["ingest"] == []
+
+
+@trio_test
+async def test_what_librsync_makes_is_applied(tmp_path: Path, registry: FakeRegistry) -> None:
+    """With balena-engine's settings: block 512, strong sum 32, BLAKE2."""
+    if shutil.which("rdiff") is None:
+        pytest.skip("Debian's rdiff is not installed")
+    (tmp_path / "base").write_bytes(b"".join(OLD2.tars))
+    (tmp_path / "target").write_bytes(NEW2.tars[1])
+    options = ["-b", "512", "-S", "32", "-H", "blake2"]
+    for arguments in ([*options, "signature", "base", "signature"], ["delta", "signature", "target", "delta"]):
+        subprocess.run(["rdiff", *arguments], cwd=tmp_path, check=True)
+    made = replace(DELTA, tars=(DELTA.tars[0], delta_tar((tmp_path / "delta").read_bytes(), "whatever/its/name")))
+    registry.add("deltas/rdiff", "latest", made)
+    async with image_engine(tmp_path / "engine") as engine:
+        await pull(engine, f"{registry.host}/team/app:1")
+
+        await pull(engine, f"{registry.host}/deltas/rdiff:latest")
+
+        assert engine.images.resolve(f"{registry.host}/deltas/rdiff").image_id == NEW2.image_id
+
+
 def spoiled(how: str) -> ImageFixture:
     """A delta image whose second layer is no good."""
     good = DELTA.tars[1]
