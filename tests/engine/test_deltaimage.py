@@ -133,12 +133,8 @@ async def test_what_librsync_makes_is_applied(tmp_path: Path, registry: FakeRegi
     """With balena-engine's settings: block 512, strong sum 32, BLAKE2."""
     if shutil.which("rdiff") is None:
         pytest.skip("Debian's rdiff is not installed")
-    (tmp_path / "base").write_bytes(b"".join(OLD2.tars))
-    (tmp_path / "target").write_bytes(NEW2.tars[1])
-    options = ["-b", "512", "-S", "32", "-H", "blake2"]
-    for arguments in ([*options, "signature", "base", "signature"], ["delta", "signature", "target", "delta"]):
-        subprocess.run(["rdiff", *arguments], cwd=tmp_path, check=True)
-    made = replace(DELTA, tars=(DELTA.tars[0], delta_tar((tmp_path / "delta").read_bytes(), "whatever/its/name")))
+    delta = rdiff(tmp_path, b"".join(OLD2.tars), NEW2.tars[1])
+    made = replace(DELTA, tars=(DELTA.tars[0], delta_tar(delta, "whatever/its/name")))
     registry.add("deltas/rdiff", "latest", made)
     async with image_engine(tmp_path / "engine") as engine:
         await pull(engine, f"{registry.host}/team/app:1")
@@ -146,6 +142,16 @@ async def test_what_librsync_makes_is_applied(tmp_path: Path, registry: FakeRegi
         await pull(engine, f"{registry.host}/deltas/rdiff:latest")
 
         assert engine.images.resolve(f"{registry.host}/deltas/rdiff").image_id == NEW2.image_id
+
+
+def rdiff(folder: Path, base: bytes, target: bytes) -> bytes:
+    """The delta that librsync's tool makes."""
+    (folder / "base").write_bytes(base)
+    (folder / "target").write_bytes(target)
+    options = ["-b", "512", "-S", "32", "-H", "blake2"]
+    for arguments in ([*options, "signature", "base", "signature"], ["delta", "signature", "target", "delta"]):
+        subprocess.run(["rdiff", *arguments], cwd=folder, check=True)
+    return (folder / "delta").read_bytes()
 
 
 def spoiled(how: str) -> ImageFixture:
