@@ -96,20 +96,17 @@ def _edges(subnet: Subnet) -> tuple[Address, ...]:
     return subnet.network_address, subnet.broadcast_address
 
 
-def expand_pools(pools: Iterable[str]) -> Iterator[IPv4Network]:
-    """`172.30.0.0/15:16` -> 172.30.0.0/16, 172.31.0.0/16; lazily, since a /8 cut in /24 is 65,536 networks."""
-    for pool in pools:
-        base, _, size = pool.rpartition(":")
-        if ":" not in base:
-            yield from IPv4Network(base).subnets(new_prefix=int(size))
+def expand_pools(pools: Iterable[str], version: int = 4) -> Iterator[Subnet]:
+    """`172.30.0.0/15:16` -> 172.30.0.0/16, 172.31.0.0/16; lazily, since a /8 cut in /24 is 65,536 networks.
 
-
-def expand_pools6(pools: Iterable[str]) -> Iterator[IPv6Network]:
-    """Those of the pools that are IPv6."""
-    for pool in pools:
-        base, _, size = pool.rpartition(":")
-        if ":" in base:
-            yield from IPv6Network(base).subnets(new_prefix=int(size))
+    Pools of the other version are left out. For IPv4 there are others to take where none are given.
+    """
+    parted = [pool.rpartition(":") for pool in pools]
+    of_version = [(ip_network(base), int(size)) for base, _, size in parted if (":" in base) == (version == 6)]
+    if not of_version and version == 4:
+        yield from expand_pools(DEFAULT_POOLS)
+    for network, size in of_version:
+        yield from network.subnets(new_prefix=size)
 
 
 def choose_subnet(candidates: Iterable[Subnet], taken: Collection[Subnet], version: int = 4) -> Subnet:
@@ -202,6 +199,19 @@ def _parse_range(subnet: Subnet, text: str) -> Subnet:
 def mac_of(address: IPv4Address) -> str:
     """The address an interface gets unless it asks for one: 02:42 and the four bytes."""
     return ":".join(f"{byte:02x}" for byte in (0x02, 0x42, *address.packed))
+
+
+def link_local(texts: Iterable[str]) -> tuple[Interface, ...]:
+    """Addresses that an endpoint has beside its own, valid on that link only.
+
+    Raises: SystemFailure. Source: libnetwork endpoint.go, CreateOptionIpam; moby daemon/network.go.
+    """
+    asked = list(texts)
+    try:
+        found = [ip_address(text) for text in asked if text]
+    except ValueError as error:
+        raise SystemFailure(f"Invalid link-local IP address: {asked}") from error
+    return tuple(IPv4Interface(f"{one}/16") if one.version == 4 else IPv6Interface(f"{one}/64") for one in found)
 
 
 def address_of_mac(subnet: IPv6Network, mac: str) -> IPv6Address:

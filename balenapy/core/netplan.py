@@ -194,6 +194,7 @@ class EndpointPlan:
     gateway: Address | None = None  # None: no default route through this interface
     address6: IPv6Interface | None = None
     gateway6: Address | None = None
+    link_local: tuple[Interface, ...] = ()  # more addresses, asked for by name
     mtu: int = 1500  # 0: that of the link it shares
     isolated: bool = False  # from other ports of the bridge
     hairpin: bool = False  # may be sent what it sent itself: its own published port, where bridged packets meet NAT
@@ -237,10 +238,13 @@ def inside_steps(plan: EndpointPlan, host_netns: str) -> list[Step]:
             f"link add name {inside} mtu {plan.mtu} address {plan.mac} type veth"
             f" peer name {plan.host_name} mtu {plan.mtu} netns {host_netns}"
         )
-    if plan.address6 is not None:
+    if plan.address6 is not None or any(one.version == 6 for one in plan.link_local):
         # IPv6 is off in a sandbox until then: `netns.create`.
         steps += [_lines(lines), *(Setting(f"ipv6/conf/{name}/disable_ipv6", "0") for name in ("lo", inside))]
-        lines = [f"address add {_full(plan.address6)} dev {inside}"]
+        lines = []
+    if plan.address6 is not None:
+        lines.append(f"address add {_full(plan.address6)} dev {inside}")
+    lines += [f"address add {_full(one)} dev {inside}" for one in plan.link_local]
     lines += [f"address add {_full(plan.address)} dev {inside}", f"link set dev {inside} up"]
     return [*steps, _lines([*lines, *_default_routes(plan)])]
 

@@ -58,6 +58,7 @@ class Bridge(Segment):
             address6=endpoint.address6,
             gateway6=endpoint.gateway6 if endpoint is defaults.ipv6 else None,
             mtu=self.options.mtu,
+            link_local=endpoint.link_local,
             isolated=not self.options.icc,
             hairpin=hairpin,
         )

@@ -242,10 +242,10 @@ class Networks:
         return Bridge(network, use_firewall=self._engine.config.iptables, cleared=self._firewall_cleared)
 
     def _pools(self) -> Iterable[Subnet]:
-        return ipam.expand_pools(self._engine.config.default_address_pools or ipam.DEFAULT_POOLS)
+        return ipam.expand_pools(self._engine.config.default_address_pools)
 
     def _pools6(self) -> Iterable[Subnet]:
-        return ipam.expand_pools6(self._engine.config.default_address_pools)
+        return ipam.expand_pools(self._engine.config.default_address_pools, 6)
 
     def _taken_subnets(self, but: Network | None = None) -> list[Subnet]:
         """What a new subnet must not overlap: our networks, routes of the host, its name servers."""
@@ -502,7 +502,8 @@ class Networks:
             pool = ipam.make_pool(ipam.choose_subnet(candidates, taken_now, version))
             pools.append(pool)
             chosen.append(pool)
-            shown[version].append(IPAMConfigEntry(subnet=str(pool.subnet), gateway=str(pool.gateway)))
+            gateway = str(pool.gateway) if version == 4 else str(pool.interface)  # as it is shown over there
+            shown[version].append(IPAMConfigEntry(subnet=str(pool.subnet), gateway=gateway))
         if network.driver == BRIDGE and any(
             len([one for one in pools if one.subnet.version == version]) > 1 for version in (4, 6)
         ):
@@ -663,6 +664,7 @@ class Networks:
                 raise InvalidParameter(f"invalid IPv{version} address: {address}") from error
             if address:
                 segment.check_static(address)
+        ipam.link_local(asked.link_local_ips or ())
 
     # -- events --
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
-from balenapy.core import netplan
+from balenapy.core import ipam, netplan
 from balenapy.core.container import Container, EndpointSettings, IPAMConfig, PortBinding, SandboxState
 from balenapy.core.netplan import EndpointPlan, Forward, Step
 from balenapy.core.network import BRIDGE, HOST, NONE, Network
@@ -265,6 +265,7 @@ class Sandboxes:
             return None
         names = {endpoint.inside_name for endpoint in sandbox.endpoints} | set(used_names)
         asked = settings.ipam_config or IPAMConfig()
+        link_local = ipam.link_local(asked.link_local_ips or ())
         endpoint = segment.allocate(
             settings.endpoint_id,
             container.id,
@@ -273,6 +274,7 @@ class Sandboxes:
             address6=asked.ipv6_address,
             mac="" if sandbox.endpoints else container.config.mac_address,
         )
+        endpoint.link_local = link_local
         sandbox.endpoints.append(endpoint)
         settings.gateway = "" if endpoint.gateway is None else str(endpoint.gateway)
         settings.ip_address = str(endpoint.address.ip)

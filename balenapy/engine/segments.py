@@ -29,6 +29,7 @@ class Endpoint:
     mac: str
     inside_name: str
     address6: IPv6Interface | None = None
+    link_local: tuple[Interface, ...] = ()
     forwards: tuple[Forward, ...] = ()
 
     @property

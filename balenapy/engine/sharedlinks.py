@@ -62,6 +62,7 @@ class SharedLink(Segment):
             gateway=endpoint.gateway if is_default else None,
             address6=endpoint.address6,
             gateway6=endpoint.gateway6 if endpoint is defaults.ipv6 else None,
+            link_local=endpoint.link_local,
             mtu=self.options.mtu,
             kind=self.network.driver,
             mode=self.options.mode,

@@ -171,7 +171,9 @@ def test_pools_of_both_kinds_stand_beside_each_other() -> None:
     pools = ["10.0.0.0/15:16", "fd00::/47:48"]
 
     assert [str(one) for one in ipam.expand_pools(pools)] == ["10.0.0.0/16", "10.1.0.0/16"]
-    assert [str(one) for one in ipam.expand_pools6(pools)] == ["fd00::/48", "fd00:0:1::/48"]
+    assert [str(one) for one in ipam.expand_pools(pools, 6)] == ["fd00::/48", "fd00:0:1::/48"]
+    assert next(iter(ipam.expand_pools(pools[1:]))) == network("172.17.0.0/16")
+    assert list(ipam.expand_pools(pools[:1], 6)) == []
     assert not ipam.overlap(network("0.0.0.0/0"), ip_network("::/0"))
 
 

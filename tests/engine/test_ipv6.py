@@ -185,6 +185,40 @@ async def test_the_default_bridge_has_ipv6_where_the_flags_say_so(tmp_path: Path
 
 
 @trio_test
+async def test_subnets_of_ipv6_are_taken_from_a_pool_where_one_is_named(tmp_path: Path) -> None:
+    async with network_rig(tmp_path, default_address_pools=("fd45:76::/47:48",)) as rig:
+        made = []
+        for number in (1, 2):
+            options = {"com.docker.network.bridge.name": f"bptn{rig.third_byte}-{number}"}
+            body = NetworkCreate(name=f"pooled{number}", enable_ipv6=True, options=options)
+            made.append((await rig.networks.create(body))[0])
+
+        shown = [rig.networks.describe(one, containers=False)["IPAM"]["Config"] for one in made]
+        assert [config[1] for config in shown] == [
+            {"Subnet": "fd45:76::/48", "Gateway": "fd45:76::1/48"},
+            {"Subnet": "fd45:76:1::/48", "Gateway": "fd45:76:1::1/48"},
+        ]
+        assert all(config[0]["Subnet"].endswith(("/16", "/20")) for config in shown)
+
+
+@trio_test
+async def test_link_local_addresses_are_added_to_the_interface(tmp_path: Path) -> None:
+    async with network_rig(tmp_path) as rig:
+        await six(rig, "six", 1)
+        container = rig.container("box", network_mode="six")
+        container.endpoints["six"].ipam_config = IPAMConfig(link_local_ips=["169.254.7.7", "fe80::77"])
+        wrong = rig.container("wrong", network_mode="six")
+        wrong.endpoints["six"].ipam_config = IPAMConfig(link_local_ips=["zz"])
+        path = await rig.start(container)
+        with pytest.raises(SystemFailure, match="Invalid link-local IP address"):
+            await rig.start(wrong)
+        addresses = run_in(path, "ip", "address", "show", "dev", "eth0")
+
+        assert "169.254.7.7/16" in addresses
+        assert "fe80::77/64" in addresses
+
+
+@trio_test
 async def test_the_next_daemon_goes_on_with_ipv6(tmp_path: Path) -> None:
     async with network_rig(tmp_path) as rig:
         await six(rig, "six", 1)
