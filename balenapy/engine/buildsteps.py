@@ -340,12 +340,15 @@ class Steps:
         self._check_binds()
         self._family.start()
         container = await self._create(config, managed=True)
+        taken = False
         try:
             await self._run_container(container, command)
             await self._engine.supervisors.wait_until_cleaned_up(container)
+            taken = True
             await self._commit(known, await self._take_changes(container), container.id)
         except EngineError:
-            await self._dispose(container, keep=not self._request.force_remove)
+            # For a look at what it did; one whose files are a layer by now has none.
+            await self._dispose(container, keep=not self._request.force_remove and not taken)
             raise
         except BaseException:
             await self._dispose(container, keep=False)
@@ -381,7 +384,9 @@ class Steps:
             waiter = supervisors.wait(container, "next-exit")
             try:
                 await supervisors.start(container)
-                await client.send_to(_ToOutput(self._output))
+                output = _ToOutput(self._output)
+                await client.send_to(output)
+                await output.finish()
                 code, _ = await waiter.result()
             finally:
                 supervisors.forget_waiter(container, waiter)
@@ -665,10 +670,17 @@ class _ToOutput(trio.abc.SendStream):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         self._frames.feed(bytes(data))
         while (frame := self._frames.next_frame()) is not None:
-            stream, payload = frame
-            text = self._decoders[stream].decode(payload)
-            if text:
-                await (self._output.warn(text) if stream is Stream.STDERR else self._output.say(text))
+            await self._tell(*frame)
+
+    async def finish(self) -> None:
+        """Tell what the output ended with, if that was half a character."""
+        for stream in self._decoders:
+            await self._tell(stream, b"", final=True)
+
+    async def _tell(self, stream: Stream, data: bytes, *, final: bool = False) -> None:
+        text = self._decoders[stream].decode(data, final)
+        if text:
+            await (self._output.warn(text) if stream is Stream.STDERR else self._output.say(text))
 
     async def wait_send_all_might_not_block(self) -> None:
         pass

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from balenapy.core.buildtree import FoundDockerfile, MemoryTree, follow, take_dockerfile
 from balenapy.core.copysources import Source, find_sources, has_wildcards, hash_of
@@ -124,6 +126,18 @@ def test_the_dockerfile_is_found_and_ignored_files_are_taken_out() -> None:
     assert take_dockerfile(tree([directory("d")]), "d").problem.endswith("is a directory")
     assert take_dockerfile(tree([file("D", bytes(2 << 20))]), "D").problem == "D is longer than 1 MiB"
     assert take_dockerfile(tree([]), "../d").problem == "Forbidden path outside the build context: ../d ()"
+
+
+@given(st.lists(st.tuples(st.integers(0, 4095), st.binary(min_size=1, max_size=8)), max_size=6), st.integers(0, 12000))
+def test_any_tar_is_read_or_left_to_a_worker(changes: list[tuple[int, bytes]], length: int) -> None:
+    data = bytearray(make_tar(FILES))
+    for at, piece in changes:
+        data[at : at + len(piece)] = piece
+    found = read_small(bytes(data[:length]))
+    if found is not None:
+        take_dockerfile(found, "a.txt")
+        for pattern in ("*", "d", "."):
+            outcome(found, pattern)
 
 
 def test_what_wants_real_files_is_left_to_a_worker() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
+import zstandard
 
 from tests.engine_process import EngineProcess, Response, running_engine, wait_until
 
@@ -109,6 +110,16 @@ def test_a_missing_dockerfile_and_bad_parameters_are_refused(engine: EngineProce
         ({"version": "3"}, 500, 'invalid version "3"'),
         ({"target": "zz"}, 400, "failed to reach build target zz in Dockerfile"),
         ({"buildargs": "zz"}, 400, "error reading build args: invalid character 'z' looking for beginning of value"),
+        (
+            {"ulimits": "[1]"},
+            400,
+            "error reading ulimit settings: json: cannot unmarshal number into Go value of type units.Ulimit",
+        ),
+        (
+            {"ulimits": "{}"},
+            400,
+            "error reading ulimit settings: json: cannot unmarshal object into Go value of type []*units.Ulimit",
+        ),
         ({"shmsize": "zz"}, 500, 'strconv.ParseInt: parsing "zz": invalid syntax'),
         ({"securityopt": "x"}, 400, "The daemon on this platform does not support setting security options on build"),
     ):
@@ -235,3 +246,9 @@ def test_a_large_context_goes_through_workers(engine: EngineProcess, busybox: st
     assert "\n111\n400\n" in text(build(engine, dockerfile, files))
     again = build(engine, dockerfile, {**files, "many/2": b"other"})
     assert text(again).count("Using cache") == 1
+
+
+def test_a_context_packed_by_zstd(engine: EngineProcess, busybox: str) -> None:
+    body = zstandard.ZstdCompressor().compress(context({"Dockerfile": f"FROM {busybox}\nLABEL zstd=yes"}))
+    answer = engine.request("POST", "/build", body)
+    assert engine.request("GET", f"/images/{image_of(answer)}/json").json["Config"]["Labels"]["zstd"] == "yes"

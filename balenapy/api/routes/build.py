@@ -117,9 +117,17 @@ def _host_config(request: Request) -> HostConfig:
             config.shm_size = int(shm_size)
         except ValueError:
             raise SystemFailure(f'strconv.ParseInt: parsing "{shm_size}": invalid syntax') from None
-    ulimits = _json(args.get("ulimits", ""), "error reading ulimit settings", InvalidParameter)
-    if ulimits is not None:
+    what = "error reading ulimit settings"
+    ulimits = _json(args.get("ulimits", ""), what, InvalidParameter)
+    if ulimits is None:
+        return config
+    if not isinstance(ulimits, list):
+        kind = wire.kind_of(ulimits)
+        raise InvalidParameter(f"{what}: json: cannot unmarshal {kind} into Go value of type []*units.Ulimit")
+    try:
         config.ulimits = [wire.decode(Ulimit, entry) for entry in ulimits]
+    except wire.MalformedJSON as error:
+        raise InvalidParameter(f"{what}: {error.message}") from error
     return config
 
 
