@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -259,8 +260,37 @@ def bench_build(bench: Bench) -> Iterator[Row]:
         build(engine)
     yield Row("build of five steps, no cache", "ms", bench.in_turns(lambda one: build(one, "--no-cache")), "0.5")
     yield Row("the same, all from the cache", "ms", bench.in_turns(build), "1.0")
+    (context / "big").write_bytes(os.urandom(200 << 20))
+    (context / "Dockerfile").write_text(f"FROM {bench.image}\nCOPY big /\nRUN test -s /big\n")
+    peaks: dict[str, list[float]] = {program: [] for program in bench.engines}
+    took: dict[str, list[float]] = {program: [] for program in bench.engines}
+    for program, engine in bench.engines.items():
+        with peak_memory(engine) as peak:
+            took[program].append(build(engine, "--no-cache"))
+        peaks[program].append(max(peak))
+    yield Row("build with a context of 200 MB", "ms", took)
+    yield Row("memory of the process tree (PSS) at its highest meanwhile", "MB", peaks, "120 MB")
     for engine in bench.engines.values():
         engine.docker("image", "prune", "-f")
+
+
+@contextlib.contextmanager
+def peak_memory(engine: EngineProcess) -> Iterator[list[float]]:
+    """What was in use at many instants of the block."""
+    seen: list[float] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            seen.append(proportional_memory(engine))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        watcher.join()
 
 
 def bytes_written(directory: Path) -> float:
