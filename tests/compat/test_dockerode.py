@@ -15,7 +15,8 @@ pytestmark = pytest.mark.root
 
 DIRECTORY = Path(__file__).parent / "dockerode"
 SCENARIOS = ["system", "images", "run", "attach", "exec", "logs", "life", "statuses", "events", "ports", "volumes"]
-LEAST_ASSERTIONS = 40
+SCENARIOS += ["networks", "files", "builds"]
+LEAST_ASSERTIONS = 60
 
 
 @pytest.fixture(scope="session")

@@ -61,6 +61,12 @@ function collect(stream) {
   });
 }
 
+async function collectBytes(stream) {
+  const chunks = [];
+  for await (const chunk of stream) chunks.push(chunk);
+  return Buffer.concat(chunks);
+}
+
 // Both sides of a multiplexed stream until it ends.
 async function demux(stream) {
   const out = new PassThrough();
@@ -344,6 +350,72 @@ const scenarios = {
     await handle.remove();
     const left = (await docker.listVolumes()).Volumes.map((one) => one.Name);
     check('it is gone', !left.includes(volume.Name || 'node-store'), JSON.stringify(left));
+  },
+
+  async networks() {
+    const network = await docker.createNetwork({ Name: 'node-net', Labels: { a: 'b' }, CheckDuplicate: true });
+    await refused('a name twice', docker.createNetwork({ Name: 'node-net', CheckDuplicate: true }), 409, /already exists/);
+    const server = await start({
+      Cmd: shell('mkdir /w; echo served > /w/page; exec httpd -f -p 80 -h /w'),
+      NetworkingConfig: { EndpointsConfig: { 'node-net': { Aliases: ['page-server'] } } },
+      HostConfig: { NetworkMode: 'node-net' },
+    });
+    const client = await start({ Cmd: ['sleep', '1000'], HostConfig: { NetworkMode: 'none' } });
+    await docker.getNetwork('none').disconnect({ Container: client.id, Force: true });
+    await network.connect({ Container: client.id, EndpointConfig: { Aliases: ['asker'] } });
+    const members = Object.keys((await network.inspect()).Containers);
+    same('members', members.sort(), [client.id, server.id].sort());
+    const fetch = 'until wget -q -O - http://page-server/page; do sleep 0.1; done';
+    const exec = await client.exec({ Cmd: shell(fetch), AttachStdout: true, AttachStderr: true });
+    const [out] = await demux(await exec.start({ hijack: true, stdin: false }));
+    same('asked by its alias', out, 'served\n');
+    await refused('remove in use', network.remove(), 403, /active endpoints/);
+    await network.disconnect({ Container: client.id });
+    await server.remove({ force: true });
+    await client.remove({ force: true });
+    await network.remove();
+    const names = (await docker.listNetworks()).map((one) => one.Name);
+    check('it is gone', !names.includes('node-net'), JSON.stringify(names));
+  },
+
+  async files() {
+    const container = await start({ Cmd: ['sleep', '1000'] });
+    const packed = await collectBytes(await container.getArchive({ path: '/etc/passwd' }));
+    match('a file comes out', packed.toString('latin1'), /^passwd\0/);
+    await container.putArchive(packed, { path: '/tmp' });
+    const exec = await container.exec({ Cmd: shell('cmp /etc/passwd /tmp/passwd && echo same'), AttachStdout: true });
+    const [out] = await demux(await exec.start({ hijack: true, stdin: false }));
+    same('and goes in', out, 'same\n');
+    const stat = await new Promise((resolve, reject) => {
+      container.infoArchive({ path: '/etc/passwd' }, (error, answer) => (error ? reject(error) : resolve(answer)));
+    });
+    const header = stat.headers['x-docker-container-path-stat'];
+    same('its stat', JSON.parse(Buffer.from(header, 'base64').toString()).name, 'passwd');
+    await refused('nothing there', container.getArchive({ path: '/nothing' }), 404, /Could not find the file \/nothing/);
+    const changed = (await container.changes()).map((one) => one.Path);
+    check('changes', changed.includes('/tmp/passwd'), JSON.stringify(changed));
+    await container.remove({ force: true });
+  },
+
+  async builds() {
+    const follow = (stream) =>
+      new Promise((resolve, reject) => {
+        docker.modem.followProgress(stream, (error, lines) => (error ? reject(error) : resolve(lines)));
+      });
+    const container = await start({ Cmd: shell(`mkdir /c && printf 'FROM ${image}\\nCOPY a /a\\nRUN cat /a\\n' > /c/Dockerfile && echo inside > /c/a; sleep 1000`) });
+    await until('the context', async () => (await container.changes() || []).some((one) => one.Path === '/c/a'));
+    const context = await collectBytes(await container.getArchive({ path: '/c/.' }));
+    const lines = await follow(await docker.buildImage(PassThrough.from([context]), { t: 'node/built:1', nocache: true }));
+    const said = lines.map((line) => line.stream || '').join('');
+    match('steps', said, /Step 3\/3 : RUN cat \/a\n/);
+    match('output', said, /\ninside\n/);
+    match('the end', said, /Successfully tagged node\/built:1\n$/);
+    const id = lines.filter((line) => line.aux).pop().aux.ID;
+    same('its ID', (await docker.getImage('node/built:1').inspect()).Id, id);
+    const again = await follow(await docker.buildImage(PassThrough.from([context]), { t: 'node/built:1' }));
+    same('from the cache', again.filter((line) => line.stream === ' ---> Using cache\n').length, 2);
+    await container.remove({ force: true });
+    await docker.getImage('node/built:1').remove();
   },
 };
 
