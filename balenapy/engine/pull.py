@@ -724,6 +724,8 @@ class _Pull:
 
     def _blobs(self, manifest: Manifest, config: ImageConfig) -> list[BlobRecord]:
         """What a push of these layers need not upload."""
+        if manifest.config.digest != config.image_id:  # a delta image: its blobs are not the layers
+            return []
         if len(manifest.layers) != len(config.diff_ids):  # of an image that was here: nobody has compared them
             return []
         return [

@@ -109,6 +109,18 @@ async def test_a_target_that_is_here_only_gets_the_name(tmp_path: Path, registry
 
 
 @trio_test
+async def test_a_target_can_be_pushed_to_where_its_delta_came_from(tmp_path: Path, registry: FakeRegistry) -> None:
+    name = f"{registry.host}/deltas/one:latest"
+    async with image_engine(tmp_path / "device") as engine:
+        await pull(engine, f"{registry.host}/team/app:1")
+        await pull(engine, name)
+        await push(engine, name)
+    async with image_engine(tmp_path / "other") as engine:
+        await pull(engine, name)
+        assert engine.images.resolve(name).image_id == NEW2.image_id
+
+
+@trio_test
 async def test_a_damaged_file_of_a_target_is_mended_by_its_delta(tmp_path: Path, registry: FakeRegistry) -> None:
     name = f"{registry.host}/deltas/one:latest"
     async with image_engine(tmp_path) as engine:
