@@ -34,7 +34,7 @@ deps: ## Debian packages the engine and the demonstration use
 
 deps-test: ## Debian packages only the tests use
 	.ci/packages skopeo strace nodejs npm docker.io docker-compose git rdiff openssl fdisk dosfstools mtools e2fsprogs cpio zstd chromium \
-	  qemu-user-static binutils-aarch64-linux-gnu kmod
+	  qemu-user-static binutils-aarch64-linux-gnu kmod squashfs-tools
 
 run: venv deps ## the engine in the foreground, on the default sockets
 	$(BIN)/balenapyd

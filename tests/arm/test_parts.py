@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import json
+import os
 import random
 import re
 import shutil
@@ -144,6 +145,24 @@ def test_file_systems_are_the_same_bytes_each_time(target: Target, tmp_path: Pat
     assert images[0] == images[1]
     listed = subprocess.run(["mdir", "-b", "-/", "-i", tmp_path / "one.fat", "::"], capture_output=True, check=True)
     assert "::/loader/entries/slot-a.conf" in listed.stdout.decode().split()
+
+
+def test_the_root_is_the_same_bytes_whenever_its_files_were_written(tmp_path: Path) -> None:
+    need("mksquashfs")
+    images = []
+    for each, written_at in (("one", EPOCH + 5), ("two", EPOCH + 500)):
+        root = tmp_path / each
+        for name in ("etc/hosts", "usr/bin/tool", "usr/lib/a/b"):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(name * 100)
+        (root / "usr/bin/link").symlink_to("tool")
+        for path in sorted(root.rglob("*"), reverse=each == "one"):
+            os.utime(path, (written_at, written_at), follow_symlinks=False)
+        os.utime(root, (written_at, written_at))
+        rootfs.pack(root, tmp_path / f"{each}.squashfs", EPOCH)
+        images.append((tmp_path / f"{each}.squashfs").read_bytes())
+
+    assert images[0] == images[1]
 
 
 # -- boot files --
