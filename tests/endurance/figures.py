@@ -12,7 +12,6 @@ from pathlib import Path
 @dataclass(frozen=True)
 class Figures:
     written_bytes: int  # to block devices, by it and its reaped children
-    wakeups: int  # voluntary context switches of all its threads
     cpu_ticks: int
     pss_bytes: int
     descriptors: int
@@ -22,20 +21,23 @@ class Figures:
         return Figures(*(getattr(self, name) - getattr(before, name) for name in self.__dataclass_fields__))
 
 
-def figures_of(pid: int) -> Figures:
-    wakeups = threads = 0
+def wakeups_of(pid: int) -> dict[int, int]:
+    """Voluntary context switches, by thread."""
+    found = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(OSError):
-            wakeups += _number(task / "status", "voluntary_ctxt_switches:")
-            threads += 1
+            found[int(task.name)] = _number(task / "status", "voluntary_ctxt_switches:")
+    return found
+
+
+def figures_of(pid: int) -> Figures:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return Figures(
         written_bytes=_number(Path(f"/proc/{pid}/io"), "write_bytes:"),
-        wakeups=wakeups,
         cpu_ticks=int(fields[11]) + int(fields[12]),
         pss_bytes=_number(Path(f"/proc/{pid}/smaps_rollup"), "Pss:") * 1024,
         descriptors=len(os.listdir(f"/proc/{pid}/fd")),
-        threads=threads,
+        threads=len(os.listdir(f"/proc/{pid}/task")),
     )
 
 
