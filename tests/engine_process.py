@@ -90,7 +90,8 @@ class EngineProcess:
         self.root = root
         self.data_root = root / "data"
         # Sockets below the exec root must fit into 107 bytes, and a test's directory is often long.
-        self.run = Path(tempfile.mkdtemp(prefix="bpt"))
+        # Run time state is in memory on a device; the benchmarks have it so here.
+        self.run = Path(tempfile.mkdtemp(prefix="bpt", dir=os.environ.get("ENGINE_RUN_DIRECTORY")))
         self.exec_root = self.run / "exec"
         self.socket = self.run / "engine.sock"
         self.log_path = root / "engine.log"
@@ -112,6 +113,8 @@ class EngineProcess:
 
     @property
     def command(self) -> list[str]:
+        if self.program == "podman":
+            return [*self.cli, "system", "service", "--time", "0", f"unix://{self.socket}"]
         places = ["-H", f"unix://{self.socket}", "--data-root", str(self.data_root)]
         places += ["--exec-root", str(self.exec_root), "--pidfile", str(self.run / "pid")]
         places += ["--cgroup-parent", self.cgroup_parent]
@@ -124,6 +127,23 @@ class EngineProcess:
         return [sys.executable, "-m", "balenapy", *places, *network, "--log-level", "debug", *self.flags]
 
     @property
+    def cli(self) -> list[str]:
+        """docker, or podman for its own benchmarks: it refuses docker attaching before a start."""
+        if self.program != "podman":
+            return CLI
+        places = ["--root", str(self.data_root), "--runroot", str(self.exec_root), "--tmpdir", str(self.run / "tmp")]
+        choices = ["--cgroup-manager", "cgroupfs", "--events-backend", "none", "--runtime", "runc"]
+        return ["podman", *places, *choices]
+
+    def _podman_configuration(self) -> dict[str, str]:
+        """Registries on loopback may be plain; its default limits are above what this process may give."""
+        registries, containers = (self.config_directory / f"{name}.conf" for name in ("registries", "containers"))
+        registries.write_text('[[registry]]\nprefix = "127.0.0.1"\nlocation = "127.0.0.1"\ninsecure = true\n')
+        containers.write_text('[containers]\ndefault_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]\n')
+        (self.config_directory / "config.json").write_text("{}")
+        return {"CONTAINERS_REGISTRIES_CONF": str(registries), "CONTAINERS_CONF": str(containers)}
+
+    @property
     def environment(self) -> dict[str, str]:
         """What the engine and its clients see of ours: no proxies, no other engine, no user configuration."""
         return {
@@ -132,6 +152,7 @@ class EngineProcess:
             "HOME": str(self.config_directory),
             "DOCKER_CONFIG": str(self.config_directory),
             "DOCKER_HOST": f"unix://{self.socket}",
+            **(self._podman_configuration() if self.program == "podman" else {}),
         }
 
     @property
@@ -221,7 +242,7 @@ class EngineProcess:
     ) -> subprocess.CompletedProcess[str]:
         """Run the CLI against this engine. `check=False` for a command that is to fail."""
         done = subprocess.run(
-            [*CLI, *arguments],
+            [*self.cli, *arguments],
             input=input.encode() if isinstance(input, str) else input,
             stdin=subprocess.DEVNULL if input is None else None,
             capture_output=True,
@@ -247,7 +268,7 @@ class EngineProcess:
     ) -> Iterator[subprocess.Popen[bytes]]:
         """The CLI in the background with pipes at stdin, stdout and stderr; killed at the end of the block."""
         with subprocess.Popen(
-            [*CLI, *arguments],
+            [*self.cli, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -263,7 +284,7 @@ class EngineProcess:
     ) -> Terminal:
         """The CLI on a pseudo terminal."""
         return Terminal(
-            [*CLI, *arguments],
+            [*self.cli, *arguments],
             env={**self.environment, "TERM": "xterm", **(env or {})},
             rows=rows,
             columns=columns,

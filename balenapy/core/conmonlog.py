@@ -21,7 +21,8 @@ _KINDS = {
     b" stdout P ": (STDOUT, False),
     b" stderr P ": (STDERR, False),
 }
-_TEXT = TIME_SIZE + 10
+TEXT_START = TIME_SIZE + 10
+WHOLE = {kind: stream for kind, (stream, ends) in _KINDS.items() if ends}
 _FULL_LINE = re.compile(rb"^.{35} std(?:out|err) F ", re.MULTILINE)
 
 
@@ -35,10 +36,10 @@ class LogPart:
 
 def split_line(line: bytes) -> tuple[bytes, int, bool, bytes] | None:
     """One line without its newline -> (time as written, stream, whether it ends a line, text); None when it is none."""
-    kind = _KINDS.get(line[TIME_SIZE:_TEXT])
+    kind = _KINDS.get(line[TIME_SIZE:TEXT_START])
     if kind is None:
         return None
-    return line[:TIME_SIZE], kind[0], kind[1], line[_TEXT:]
+    return line[:TIME_SIZE], kind[0], kind[1], line[TEXT_START:]
 
 
 def count_lines(data: bytes) -> int:

@@ -13,7 +13,7 @@ from balenapy.errors import EngineError
 
 HEADER_SIZE = 8
 PAYLOAD_MAX_BYTES = 16 << 20  # a reader's bound; the engine sends at most some tens of kilobytes a frame
-_HEADER = Struct(">BxxxI")
+FRAME_HEADER = Struct(">BxxxI")
 
 
 class Stream(IntEnum):
@@ -29,7 +29,7 @@ class MalformedFrame(EngineError):
 
 def frame(stream: int, payload: bytes) -> bytes:
     """One frame."""
-    return _HEADER.pack(stream, len(payload)) + payload
+    return FRAME_HEADER.pack(stream, len(payload)) + payload
 
 
 class FrameReader:
@@ -46,7 +46,7 @@ class FrameReader:
         buffer = self._buffer
         if len(buffer) < HEADER_SIZE:
             return None
-        stream, length = _HEADER.unpack_from(buffer)
+        stream, length = FRAME_HEADER.unpack_from(buffer)
         if stream > Stream.SYSTEM:
             raise MalformedFrame(f"Unrecognized input header: {stream}")
         if length > PAYLOAD_MAX_BYTES:

@@ -1,14 +1,17 @@
-"""`python -m tests.bench [names]`: this engine and dockerd side by side, in turns, on this machine.
+"""`python -m tests.bench [names]`: this engine beside dockerd and podman, whichever is there, in turns.
 
-Both run on private sockets, data roots and bridges, dockerd with its own containerd and without firewall rules. What is
-measured is what a user waits for: the docker CLI from its start to its end. Medians and ratios come out as a table in
-Markdown. Nothing here asserts: a slow machine is not a failed test.
+All run on private sockets, data roots and bridges, dockerd with its own containerd and without firewall rules, podman
+by its own command line and without networks (they would change the host's firewall). Run time state is in memory, as on
+a device. What is measured is what a user waits for: the client from its start to its end.
+Medians, and ratios to the best of the others, come out as a table in Markdown. Nothing here asserts: a slow machine is
+not a failed test.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import http.client
 import itertools
 import os
 import platform
@@ -20,7 +23,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +35,8 @@ from tests.engine_process import EngineProcess, UnixHTTPConnection, running_engi
 from tests.leftovers import claim
 from tests.registry_process import running_registry
 
-PROGRAMS = ("balenapy", "dockerd")
+PROGRAMS = ("balenapy", "dockerd", "podman")
+BRIDGED = ("balenapy", "dockerd")
 OBEDIENT = ["sh", "-c", 'trap "exit 0" TERM; echo up; sleep 1000 & wait']
 
 
@@ -47,7 +52,8 @@ class Row:
     def cells(self) -> list[str]:
         medians = {program: statistics.median(self.values[program]) for program in self.values}
         shown = [f"{medians[program]:.1f} {self.unit}" if program in medians else "-" for program in PROGRAMS]
-        ratio = f"{medians['balenapy'] / medians['dockerd']:.2f}" if len(medians) == 2 and medians["dockerd"] else "-"
+        best = min((medians[program] for program in PROGRAMS[1:] if medians.get(program)), default=0.0)
+        ratio = f"{medians['balenapy'] / best:.2f}" if best and "balenapy" in medians else "-"
         spread = "; ".join(f"{min(values):.1f}-{max(values):.1f}" for values in self.values.values())
         return [self.name, *shown, ratio, self.bar, spread]
 
@@ -56,19 +62,22 @@ class Row:
 class Bench:
     """Both engines with the image in them, and the registry it came from."""
 
-    engines: dict[str, EngineProcess]
+    engines: dict[str, EngineProcess]  # with Docker's API
+    everyone: dict[str, EngineProcess]  # podman too
     image: str
     registry: str
     directory: Path
     rounds: int
 
-    def in_turns(self, action: Callable[[EngineProcess], float], rounds: int = 0) -> dict[str, list[float]]:
-        """`action` of each engine in turn, so that what disturbs the machine disturbs both."""
-        values: dict[str, list[float]] = {program: [] for program in self.engines}
+    def in_turns(
+        self, action: Callable[[EngineProcess], float], rounds: int = 0, programs: Sequence[str] = BRIDGED
+    ) -> dict[str, list[float]]:
+        """`action` of each engine in turn, so that what disturbs the machine disturbs all."""
+        values: dict[str, list[float]] = {program: [] for program in self.everyone if program in programs}
         for number in range(rounds or self.rounds):
-            order = list(self.engines)
+            order = list(values)
             for program in order if number % 2 == 0 else reversed(order):
-                values[program].append(action(self.engines[program]))
+                values[program].append(action(self.everyone[program]))
         return values
 
 
@@ -82,9 +91,12 @@ def timed(engine: EngineProcess, *arguments: str) -> float:
 def bench_run(bench: Bench) -> Iterator[Row]:
     for network, bar in (("none", "0.5"), ("bridge", "0.5")):
         command = ["run", "--rm", "--network", network, bench.image, "true"]
-        for engine in bench.engines.values():
-            engine.docker(*command)
-        yield Row(f"run --rm true, network {network}", "ms", bench.in_turns(lambda one, c=command: timed(one, *c)), bar)
+        programs = PROGRAMS if network == "none" else BRIDGED
+        for program, engine in bench.everyone.items():
+            if program in programs:
+                engine.docker(*command)
+        values = bench.in_turns(lambda one, c=command: timed(one, *c), programs=programs)
+        yield Row(f"run --rm true, network {network}", "ms", values, bar)
 
 
 def bench_published(bench: Bench) -> Iterator[Row]:
@@ -186,41 +198,60 @@ def bench_api(bench: Bench) -> Iterator[Row]:
 
 
 def bench_start(bench: Bench) -> Iterator[Row]:
+    ready: dict[str, list[float]] = {program: [] for program in bench.engines}
+
     def start(engine: EngineProcess) -> float:
         engine.stop()
         begun = time.perf_counter()
-        engine.start()
-        return (time.perf_counter() - begun) * 1000
+        engine.start(wait=False)
+        while True:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                if engine.request("GET", "/_ping", timeout_s=2).status == 200:
+                    break
+            time.sleep(0.005)
+        took = (time.perf_counter() - begun) * 1000
+        engine.wait_ready()
+        ready[engine.program].append((time.perf_counter() - begun) * 1000)
+        return took
 
     rounds = max(3, bench.rounds // 4)
     yield Row("cold start until _ping answers", "ms", bench.in_turns(start, rounds), "800 ms")
+    yield Row("cold start until containers are listed", "ms", ready)
 
 
 def bench_memory(bench: Bench) -> Iterator[Row]:
-    fresh: dict[str, list[float]] = {program: [] for program in bench.engines}
-    one: dict[str, list[float]] = {program: [] for program in bench.engines}
-    ten: dict[str, list[float]] = {program: [] for program in bench.engines}
-    pulled: dict[str, list[float]] = {program: [] for program in bench.engines}
-    for program in bench.engines:
+    fresh: dict[str, list[float]] = {program: [] for program in bench.everyone}
+    one: dict[str, list[float]] = {program: [] for program in bench.everyone}
+    ten: dict[str, list[float]] = {program: [] for program in bench.everyone}
+    whole: dict[int, dict[str, list[float]]] = {
+        count: {program: [] for program in bench.everyone} for count in (10, 50)
+    }
+    pulled: dict[str, list[float]] = {program: [] for program in bench.everyone}
+    for program in bench.everyone:
         with running_engine(bench.directory / f"memory-{program}", program=program) as engine:
             time.sleep(2)
             fresh[program].append(proportional_memory(engine))
             engine.docker("pull", "-q", bench.image)
-            engine.docker("run", "--rm", bench.image, "true")
+            engine.docker("run", "--rm", "--network", "none", bench.image, "true")
             time.sleep(2)
             base = proportional_memory(engine)
             pulled[program].append(base)
-            engine.docker("run", "-d", bench.image, "sleep", "1000")
+            run = ["run", "-d", "--network", "none", bench.image, "sleep", "10000"]
+            engine.docker(*run)
             time.sleep(1)
             one[program].append(proportional_memory(engine) - base)
-            for _ in range(9):
-                engine.docker("run", "-d", bench.image, "sleep", "1000")
-            time.sleep(2)
-            ten[program].append((proportional_memory(engine) - base) / 10)
+            for count, more in ((10, 9), (50, 40)):
+                for _ in range(more):
+                    engine.docker(*run)
+                time.sleep(12)  # spare threads go after ten
+                whole[count][program].append(proportional_memory(engine))
+            ten[program].append((whole[10][program][-1] - base) / 10)
     yield Row("memory of the process tree (PSS), fresh", "MB", fresh, "45 MB")
     yield Row("the same after a pull and a run", "MB", pulled)
     yield Row("more for the first container", "MB", one, "1.0 MB")
     yield Row("more for each of ten containers", "MB", ten, "1.0 MB")
+    yield Row("memory of the process tree with ten containers", "MB", whole[10], "60 MB")
+    yield Row("with fifty", "MB", whole[50])
 
 
 def bench_pull(bench: Bench) -> Iterator[Row]:
@@ -293,6 +324,113 @@ def peak_memory(engine: EngineProcess) -> Iterator[list[float]]:
         watcher.join()
 
 
+LOG_LINES = 200_000
+LINE = "a line of ninety-nine characters as programs write them when nobody has told them to be more quiet."
+WRITE = ["sh", "-c", f"yes '{LINE}' | head -n {LOG_LINES}"]
+
+
+def bench_logs(bench: Bench) -> Iterator[Row]:
+    """20 MB: from the start of the container to its exit, and reading them back from a log that holds them all."""
+
+    def write(engine: EngineProcess) -> float:
+        engine.docker("rm", "-f", "writer", check=False)
+        options = ["--network", "none", "--log-driver", "json-file", "--log-opt", "max-size=64m"]
+        begun = time.perf_counter()
+        engine.docker("run", "-d", "--name", "writer", *options, bench.image, *WRITE)
+        engine.docker("wait", "writer")
+        return time.perf_counter() - begun
+
+    def read(engine: EngineProcess) -> float:
+        begun = time.perf_counter()
+        with engine.docker_process("logs", "writer") as reader:
+            assert reader.stdout is not None
+            size = 0
+            while data := reader.stdout.read(1 << 20):
+                size += len(data)
+        assert size == LOG_LINES * (len(LINE) + 1), size
+        return time.perf_counter() - begun
+
+    rounds = max(3, bench.rounds // 3)
+    yield Row("200,000 lines (20 MB) from a container: to its exit", "s", bench.in_turns(write, rounds, PROGRAMS), "1.0")
+    yield Row("reading them back", "s", bench.in_turns(read, rounds, PROGRAMS), "1.0")
+    for engine in bench.everyone.values():
+        engine.remove_containers()
+
+
+def bench_flash(bench: Bench) -> Iterator[Row]:
+    """What the daemon gives to block devices for each byte of log. With podman conmon writes, and is gone then."""
+    for size, what in (("1m", "a log of 1 MiB"), ("64m", "a log that holds it all")):
+
+        def write(engine: EngineProcess, size: str = size) -> float:
+            before = _given_to_disk(engine.pid)
+            options = ["--network", "none", "--log-driver", "json-file", "--log-opt", f"max-size={size}"]
+            engine.docker("run", "-d", "--name", "writer", *options, bench.image, *WRITE)
+            engine.docker("wait", "writer")
+            time.sleep(10)  # until it is durable
+            spent = _given_to_disk(engine.pid) - before
+            engine.docker("rm", "-f", "writer")
+            return spent / (LOG_LINES * (len(LINE) + 1))
+
+        yield Row(f"bytes to flash for each byte of 20 MB, {what}", "", bench.in_turns(write, 3, BRIDGED), "1.1")
+
+
+def _given_to_disk(pid: int) -> int:
+    fields = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
+    return int(fields["write_bytes"])
+
+
+def bench_parallel(bench: Bench) -> Iterator[Row]:
+    def run(engine: EngineProcess, count: int, *options: str) -> float:
+        begun = time.perf_counter()
+        command = [*engine.cli, "run", *options, bench.image, "true"]
+        running = [
+            subprocess.Popen(command, env=engine.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            for _ in range(count)
+        ]
+        codes = [process.wait() for process in running]
+        assert codes == [0] * count, codes
+        return time.perf_counter() - begun
+
+    def peak(engine: EngineProcess) -> float:
+        """The most of memory while twenty run; looked at twice a second, apart from the times above."""
+        found = [proportional_memory(engine)]
+        with ThreadPoolExecutor(1) as pool:
+            working = pool.submit(run, engine, 20, "--rm", "--network", "none")
+            while not working.done():
+                found.append(proportional_memory(engine))
+                time.sleep(0.3)
+        return max(found)
+
+    rounds = max(3, bench.rounds // 3)
+    for network, programs in (("none", PROGRAMS), ("bridge", BRIDGED)):
+        options = ("--rm", "--network", network)
+        values = bench.in_turns(lambda one, o=options: run(one, 20, *o), rounds, programs)
+        yield Row(f"20 parallel run --rm true, network {network}", "s", values, "0.6")
+    yield Row("most memory during 20 parallel runs", "MB", bench.in_turns(peak, 3), "150 MB")
+    options = ("-d", "--network", "none")
+    yield Row("50 parallel run -d", "s", bench.in_turns(lambda one: run(one, 50, *options), 3, PROGRAMS))
+    for engine in bench.everyone.values():
+        engine.remove_containers()
+
+
+def bench_pings(bench: Bench) -> Iterator[Row]:
+    """200 pings over 20 connections at once."""
+
+    def ten(engine: EngineProcess) -> None:
+        with contextlib.closing(UnixHTTPConnection(str(engine.socket), 30)) as connection:
+            for _ in range(10):
+                connection.request("GET", "/_ping")
+                assert connection.getresponse().read() == b"OK"
+
+    def many(engine: EngineProcess) -> float:
+        begun = time.perf_counter()
+        with ThreadPoolExecutor(20) as pool:
+            list(pool.map(ten, [engine] * 20))
+        return (time.perf_counter() - begun) * 1000
+
+    yield Row("200 pings over 20 connections", "ms", bench.in_turns(many), "250 ms")
+
+
 def bytes_written(directory: Path) -> float:
     """What the block device under `directory` has written since boot, by everybody."""
     device = os.stat(directory).st_dev
@@ -313,6 +451,10 @@ BENCHES: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "memory": bench_memory,
     "pull": bench_pull,
     "build": bench_build,
+    "logs": bench_logs,
+    "flash": bench_flash,
+    "parallel": bench_parallel,
+    "pings": bench_pings,
 }
 
 
@@ -332,9 +474,11 @@ def main() -> int:
     if unknown:
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
     programs = [program for program in PROGRAMS if options.only in (None, program)]
-    if "dockerd" in programs and shutil.which("dockerd") is None:
-        print("no dockerd here to compare with (Debian package docker.io)", file=sys.stderr)
-        programs.remove("dockerd")
+    for program, package in (("dockerd", "docker.io"), ("podman", "podman")):
+        if program in programs and shutil.which(program) is None:
+            print(f"no {program} here to compare with (Debian package {package})", file=sys.stderr)
+            programs.remove(program)
+    os.environ["ENGINE_RUN_DIRECTORY"] = "/dev/shm"
     rows: list[Row] = []
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench", ignore_cleanup_errors=True)))
@@ -347,7 +491,8 @@ def main() -> int:
         }
         for engine in engines.values():
             engine.docker("pull", "-q", image)
-        bench = Bench(engines, image, registry, directory, options.rounds)
+        peers = {program: engine for program, engine in engines.items() if program in BRIDGED}
+        bench = Bench(peers, engines, image, registry, directory, options.rounds)
         random.seed(1)
         for name in options.names or BENCHES:
             for row in BENCHES[name](bench):

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
 from pathlib import Path
 
 import pytest
 import trio
 
+from balenapy.config import Config
 from balenapy.core.conmonlog import STDOUT, LogPart, format_line
 from balenapy.core.container import Container
 from balenapy.core.logview import LogOptions
 from balenapy.core.ringlog import Ring
 from balenapy.engine.logs import RingReader, ring_size
 from balenapy.errors import InvalidParameter, SystemFailure, Unsupported
+from balenapy.linux import durable
 from balenapy.stores.ringfile import SpoolDrain
 from tests.engine.process_rig import Rig, frames, open_rig
 from tests.trio_tests import trio_test
@@ -187,10 +191,68 @@ async def test_an_idle_log_is_drained_in_batches(tmp_path: Path) -> None:
     async with open_rig(tmp_path, log_flush_interval_s=0.1) as rig:
         container = await rig.run("sh", "-c", "echo x; sleep 1000")
         path = rig.logs.path(container)
-        with trio.fail_after(5):
-            while not path.exists():  # noqa: ASYNC110
+        with trio.fail_after(30):
+            while not path.exists() or rig.logs._running[container.id].drain.waiting_bytes:  # noqa: ASYNC110
                 await trio.sleep(0.02)
-        assert rig.logs._running[container.id].drain.waiting_bytes == 0
+
+
+@trio_test
+async def test_a_line_is_durable_within_the_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a power cut may cost: at most ten seconds, if nothing is said."""
+    assert Config().log_flush_interval_s < 10
+    durable_at: dict[bytes, float] = {}
+    sync_file = durable.sync_file
+
+    def sync(fd: int) -> None:
+        sync_file(fd)
+        now = time.time()
+        if os.readlink(f"/proc/self/fd/{fd}").endswith("ring.log"):
+            with open(f"/proc/self/fd/{fd}", "rb") as file:  # what is in the file by now has reached the disk
+                for found in set(re.findall(rb"line-\d+", file.read())) - set(durable_at):
+                    durable_at[found] = now
+
+    monkeypatch.setattr(durable, "sync_file", sync)
+    async with open_rig(tmp_path, log_flush_interval_s=1.0) as rig:
+        script = "for i in 1 2 3 4 5 6 7 8; do echo line-$i; sleep 0.3; done; sleep 1000"
+        container = await rig.run("sh", "-c", script)
+        with trio.fail_after(30):
+            while b"line-8" not in durable_at:  # noqa: ASYNC110
+                await trio.sleep(0.05)
+        lines = frames(await rig.output(container, timestamps=True))[1].splitlines()
+    written_at = {line.split()[1]: _parse(line) / 1e9 for line in lines}
+    late = [durable_at[name] - moment for name, moment in written_at.items()]
+    assert len(late) == 8
+    assert max(late) < 1.0 + 2.0  # a machine that is busy with other things
+    assert len(set(durable_at.values())) <= 5  # in batches, not one by one
+
+
+@trio_test
+async def test_the_rings_of_all_containers_stay_within_their_budget(tmp_path: Path) -> None:
+    async with open_rig(tmp_path, log_budget=3 << 20) as rig:
+        sizes = []
+        for _ in range(5):
+            container = await _finished(rig, "echo", "x")
+            assert frames(await rig.output(container)) == {1: b"x\n"}
+            sizes.append(rig.logs.path(container).stat().st_size)
+        assert [size > 900_000 for size in sizes] == [True, True, True, False, False]
+        assert sizes[4] < 80_000
+
+
+@trio_test
+async def test_compressed_logs_hold_several_times_as_much(tmp_path: Path) -> None:
+    async with open_rig(tmp_path) as rig:
+        line = 'echo "GET /v1/device/$i/state 200 12ms agent/$((i % 7))"'
+        script = f"i=0; while [ $i -lt 60000 ]; do {line}; i=$((i+1)); done"
+        found = {}
+        for compress in ("false", "true"):
+            options = {"Type": "local", "Config": {"compress": compress}}
+            container = await _finished(rig, "sh", "-c", script, HostConfig={"LogConfig": options})
+            assert rig.logs.path(container).stat().st_size <= 1 << 20
+            text = frames(await rig.output(container))[1].splitlines()
+            assert text[-1].startswith(b"GET /v1/device/59999/")
+            found[compress] = sum(map(len, text))
+        print(f"1 MiB holds {found['false']} bytes of lines, compressed {found['true']}")
+        assert found["true"] > 2 * found["false"]
 
 
 def test_sizes_of_log_options() -> None:
