@@ -26,7 +26,7 @@ DEFAULT_SIZE_BYTES = 1 << 20
 MAX_SIZE_BYTES = 64 << 20
 MIN_SIZE_BYTES = Geometry.for_size(0).file_size
 FILE_NAME = "ring.log"
-COMPRESSION_LEVEL = 3
+COMPRESSION_LEVEL = 9
 
 Grant = Callable[[int], int]  # the size wanted -> the size that a new ring may have
 
