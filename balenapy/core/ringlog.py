@@ -253,9 +253,10 @@ class Ring:
         block = self._read(geometry.offset(newest + 1), geometry.block_size)
         if parse_head(block) is None:
             known = found.get(newest, Head(0, 1, 0, 0, 0))
-            before = scan_block(self._read(geometry.offset(newest), geometry.block_size), 0) if newest else []
+            after_seq = known.first_seq - 1
             # Above all before it, or these are the leavings of an older lap.
-            records = scan_block(block, before[-1].seq if before else known.first_seq - 1)
+            before = scan_block(self._read(geometry.offset(newest), geometry.block_size), after_seq) if newest else []
+            records = scan_block(block, before[-1].seq if before else after_seq)
             if records and (newest or records[0].seq == 1):
                 newest += 1
                 latest_ns = max(known.latest_ns, records[0].time_ns)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import zlib
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from balenapy.core.conmonlog import STDERR, STDOUT, LogPart, format_line
@@ -125,6 +125,15 @@ def test_crashes_lose_and_double_nothing_and_the_newest_lines_are_there(
     assert len(numbers) >= min(total, 8)  # three whole blocks hold more, whatever the lines
 
 
+# A head alone in the newest block, and damage in the next place, where an older lap's records are.
+@example(
+    compressed=False,
+    history=[
+        (5, 1, 0), (6, 0, 433), (3, 0, 404), (7, 0, 531), (9, 1, 0),
+        (7, 1, 0), (7, 1, 0), (9, 1, 0), (9, 1, 0), (1, 0, 145),
+    ],
+    flips=[1536],
+)  # fmt: skip
 @settings(max_examples=EXAMPLES // 2, deadline=None, suppress_health_check=list(HealthCheck))
 @given(compressed=st.booleans(), history=st.lists(steps, max_size=12), flips=st.lists(st.integers(0, 2559), max_size=3))
 def test_power_cuts_and_flipped_bytes_cost_what_they_hit_and_are_told(
