@@ -138,10 +138,13 @@ class EngineProcess:
     def _podman_configuration(self) -> dict[str, str]:
         """Registries on loopback may be plain; its default limits are above what this process may give."""
         registries, containers = (self.config_directory / f"{name}.conf" for name in ("registries", "containers"))
+        found = {"CONTAINERS_REGISTRIES_CONF": str(registries), "CONTAINERS_CONF": str(containers)}
+        if containers.exists():  # somebody may be reading it
+            return found
         registries.write_text('[[registry]]\nprefix = "127.0.0.1"\nlocation = "127.0.0.1"\ninsecure = true\n')
         containers.write_text('[containers]\ndefault_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]\n')
         (self.config_directory / "config.json").write_text("{}")
-        return {"CONTAINERS_REGISTRIES_CONF": str(registries), "CONTAINERS_CONF": str(containers)}
+        return found
 
     @property
     def environment(self) -> dict[str, str]:

@@ -358,7 +358,7 @@ def bench_logs(bench: Bench) -> Iterator[Row]:
 
 
 def bench_flash(bench: Bench) -> Iterator[Row]:
-    """What the daemon gives to block devices for each byte of log (podman's conmon writes itself, and is gone then)."""
+    """What the daemon gives to block devices for each byte of log (podman's conmon writes itself and then ends)."""
     for size, what in (("1m", "a log of 1 MiB"), ("64m", "a log that holds it all")):
 
         def write(engine: EngineProcess, size: str = size) -> float:
