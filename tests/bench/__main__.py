@@ -351,7 +351,7 @@ def bench_logs(bench: Bench) -> Iterator[Row]:
         return time.perf_counter() - begun
 
     rounds = max(3, bench.rounds // 3)
-    yield Row("200,000 lines (20 MB) from a container: to its exit", "s", bench.in_turns(write, rounds, PROGRAMS), "1.0")
+    yield Row("200,000 lines (20 MB) of output: to the exit", "s", bench.in_turns(write, rounds, PROGRAMS), "1.0")
     yield Row("reading them back", "s", bench.in_turns(read, rounds, PROGRAMS), "1.0")
     for engine in bench.everyone.values():
         engine.remove_containers()
