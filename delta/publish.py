@@ -25,6 +25,7 @@ from typing import Any
 
 from delta import artifact
 from delta.artifact import ARTIFACT_TYPE, BASE_ANNOTATION, TAR_DIFF_FROM, TAR_DIFF_TARGET, TAR_DIFF_TO
+from delta.balenaimage import BASE_LABEL
 from delta.errors import Malformed, RegistryFailed
 from delta.oci import LayoutWriter, blob_path, compact, parse_json, read_blob, sha256
 from delta.registry import INDEX, INDEXES, MANIFEST, Document, Repository
@@ -50,7 +51,7 @@ class Pushed:
     """What became of one delta."""
 
     digest: str
-    target: str  # its manifest
+    target: str  # the manifest it leads to
     blob_bytes: int  # sent; what the registry had is not
     found_by: str  # how a device finds it
 
@@ -59,7 +60,8 @@ def push(path: Path, repository: Repository, tag: str = "") -> list[Pushed]:
     """Upload all deltas of a layout.
 
     Args:
-        tag: the image that they lead to, for a delta whose target's manifest is not known or is another one there.
+        tag: the image that they lead to, for a delta whose target's manifest is not known or is another one there;
+            for a delta image of balena's, its own.
 
     Raises:
         RegistryFailed: the registry has not the image that a delta leads to, or refuses.
@@ -70,6 +72,8 @@ def push(path: Path, repository: Repository, tag: str = "") -> list[Pushed]:
             pushed.append(_push_native(path, str(entry.get("digest")), repository, tag))
         elif TAR_DIFF_TARGET in (entry.get("annotations") or {}):
             pushed.append(_push_tar_diffs(path, str(entry.get("digest")), repository))
+        elif BASE_LABEL in (entry.get("annotations") or {}):
+            pushed.append(_push_delta_image(path, entry, repository, tag))
     if not pushed:
         raise Malformed(f"{path}: no delta")
     return pushed
@@ -159,6 +163,17 @@ def _push_tar_diffs(path: Path, digest: str, repository: Repository) -> Pushed:
 
     _rewrite_index(repository, DELTA_INDEX_TAG, add)
     return Pushed(made.digest, target, sent, DELTA_INDEX_TAG)
+
+
+def _push_delta_image(path: Path, entry: Descriptor, repository: Repository, tag: str) -> Pushed:
+    """balena's: an image as any other, found by whoever is told its name."""
+    if not tag:
+        raise RegistryFailed(f"{repository}: a delta image is pushed under a tag of its own: {repository}:TAG")
+    document = Document(read_blob(path, str(entry["digest"])), str(entry["mediaType"]))
+    manifest = document.parsed()
+    sent = _push_blobs(path, repository, [manifest["config"], *manifest["layers"]])
+    repository.put_manifest(tag, document)
+    return Pushed(document.digest, "its target", sent, f"{repository}:{tag}")
 
 
 def _ends(layer: Descriptor) -> tuple[str, str]:

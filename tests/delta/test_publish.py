@@ -149,6 +149,22 @@ def test_tar_diffs_of_several_bases_share_a_manifest(real: str, tmp_path: Path) 
     assert manifest["annotations"] == {TAR_DIFF_TARGET: digests["1.10"]}
 
 
+def test_a_delta_image_of_balenas_is_pushed_as_an_image(
+    real: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"{real}/app"
+    versions(tmp_path, name)
+    delta = tmp_path / "delta"
+    assert run("make", "--format", "balena", tmp_path / "1.9", tmp_path / "1.10", "-o", delta) == 0
+
+    assert run("push", delta, name) == 1
+    assert "under a tag of its own" in capsys.readouterr().err
+    assert run("push", delta, f"{name}:delta-1") == 0
+
+    document = repository_of(name).manifest("delta-1")
+    assert document.media_type == "application/vnd.docker.distribution.manifest.v2+json"
+
+
 @pytest.mark.parametrize("gone", ["1.9", "1.10"])
 def test_deltas_go_with_their_base_and_their_target(real: str, tmp_path: Path, gone: str) -> None:
     name = f"{real}/app"
