@@ -41,6 +41,7 @@ LATE = {
     ("cli/observe.py", "zstandard"),
     ("cli/observe.py", "tarfile"),  # support bundles
     ("cli/observe.py", "gzip"),
+    ("cli/copy.py", "tarfile"),
 }
 HEAVY = ("tarfile", "zstandard", "bsdiff4", "gzip", "lzma", "bz2", "zipfile", "httpx", "httpcore", "pyroute2", "dnslib")
 

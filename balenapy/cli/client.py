@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -186,6 +186,48 @@ class Client:
         response = self._send(method, path, query, body, headers, upgrade=False)
         if response.status >= 400:
             raise EngineAnswer(response.status, _message(response))
+        return response
+
+    def upload(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, Any],
+        write: Callable[[Callable[[bytes], None]], None],
+        content_type: str = "application/x-tar",
+    ) -> Response:
+        """Send a request whose body `write` makes, piece by piece.
+
+        Raises: as `request`; an answer that comes before the body is over counts.
+        """
+        target = quote(path, safe="/:@%") + "?" + urlencode({key: _parameter(value) for key, value in query.items()})
+        fields = {"Host": "docker", "User-Agent": "balenapy", "Content-Type": content_type, "Connection": "close"}
+        fields["Transfer-Encoding"] = "chunked"
+        protocol = h11.Connection(h11.CLIENT, max_incomplete_event_size=1 << 20)
+        connection = self._connect()
+        try:
+            connection.sendall(protocol.send(h11.Request(method=method, target=target, headers=list(fields.items()))))
+
+            def put(data: bytes) -> None:
+                connection.sendall(protocol.send(h11.Data(data=data)))
+
+            try:
+                write(put)
+                connection.sendall(protocol.send(h11.EndOfMessage()))
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # it has answered already
+            event = _next_event(connection, protocol)
+            while isinstance(event, h11.InformationalResponse):
+                event = _next_event(connection, protocol)
+        except (OSError, h11.RemoteProtocolError) as error:
+            connection.close()
+            raise ClientError(f"error during connect: {error}") from error
+        if not isinstance(event, h11.Response):
+            raise ClientError("the engine closed the connection without an answer")
+        response = Response(connection, protocol, event)
+        if response.status >= 400:
+            raise EngineAnswer(response.status, _message(response))
+        response.read()
         return response
 
     def call(

@@ -36,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    from balenapy.cli import containers, firewall, images, observe, system
+    from balenapy.cli import containers, copy, firewall, images, observe, system
 
     parser = _Parser(
         prog="balenapy",
@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-v", "--version", action="version", version=f"balenapy version {ENGINE_VERSION}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
     verbs.add_parser("healthcheck", help="exit with 0 when the engine answers")  # taken by `main`
-    for part in (containers, images, firewall, observe, system):
+    for part in (containers, copy, images, firewall, observe, system):
         part.add_verbs(verbs)
     return parser
 
