@@ -87,6 +87,29 @@ class Rig:
         self.networks = engine.networks
         self.records = cast(Records, engine.containers)
         self.events = cast(RecordedEvents, engine.events)
+        self._links: set[str] = set()  # of all endpoints that were ever made
+        self._remember_links()
+
+    def _remember_links(self) -> None:
+        sandboxes = self.networks._sandboxes
+        allocate = sandboxes._allocate
+
+        def remembering(*arguments: Any) -> Any:
+            endpoint = allocate(*arguments)
+            if endpoint is not None:
+                self._links.add(endpoint.host_link)
+            return endpoint
+
+        sandboxes._allocate = remembering  # type: ignore[method-assign]
+
+    async def links_left(self) -> set[str]:
+        """The links of endpoints that do not go within a while: the kernel removes those of a namespace later."""
+        deadline = trio.current_time() + 15
+        while True:
+            left = {name for name in self._links if links.exists(name)}
+            if not left or trio.current_time() > deadline:
+                return left
+            await trio.sleep(0.01)
 
     def address(self, last_byte: int) -> str:
         return f"10.213.{self.third_byte}.{last_byte}"
@@ -194,9 +217,30 @@ def ask(address: str, port: int, *, kind: int = socket.SOCK_STREAM, inside: str 
     return netns.call_inside(Path(inside), talk) if inside else talk()
 
 
+@contextlib.contextmanager
+def _number_of_our_own() -> Iterator[int]:
+    """One that no other rig on this machine has: the kernel keeps it for us. Engines as processes have 100 and more."""
+    for offset in range(70):
+        number = 20 + (os.getpid() * 7 + next(_numbers) + offset) % 70
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as reservation:
+            try:
+                reservation.bind(f"\0balenapy-test-rig-{number}")
+            except OSError:
+                continue
+            yield number
+            return
+    raise AssertionError("no number left for another rig")
+
+
 @contextlib.asynccontextmanager
 async def network_rig(tmp_path: Path, **flags: Any) -> AsyncIterator[Rig]:
-    number = 20 + (os.getpid() * 7 + next(_numbers)) % 70  # engines as processes have 100 and more
+    with _number_of_our_own() as number:
+        async with _network_rig(tmp_path, number, flags) as rig:
+            yield rig
+
+
+@contextlib.asynccontextmanager
+async def _network_rig(tmp_path: Path, number: int, flags: dict[str, Any]) -> AsyncIterator[Rig]:
     bridge = f"bptn{number}"
     settings: dict[str, Any] = {"bridge": bridge, "bip": f"10.213.{number}.1/24"}
     config = Config(data_root=tmp_path / "data", exec_root=tmp_path / "exec", **(settings | flags))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -46,14 +44,8 @@ def read(path: str) -> str:
     return Path(path).read_text()
 
 
-async def links_go(before: set[str]) -> set[str]:
-    """The links that are new and do not go within five seconds: the kernel removes those of a namespace later."""
-    deadline = time.monotonic() + 5
-    while True:
-        new = set(os.listdir("/sys/class/net")) - before
-        if not new or time.monotonic() > deadline:
-            return new
-        await trio.sleep(0.01)
+async def tables_of(rig: Rig) -> list[str]:
+    return [name for name in await firewall.tables() if rig.bridge in name]
 
 
 def interfaces(path: str) -> dict[str, list[str]]:
@@ -311,8 +303,7 @@ async def test_a_container_on_the_default_bridge_looks_as_inspect_shows_it(tmp_p
 @trio_test
 async def test_a_stop_leaves_nothing_and_keeps_what_inspect_shows_of_a_stopped_container(tmp_path: Path) -> None:
     async with network_rig(tmp_path) as rig:
-        tables, before = await firewall.tables(), set(os.listdir("/sys/class/net"))
-        rules = ruleset_of(rig.bridge)
+        tables, rules = await tables_of(rig), ruleset_of(rig.bridge)
         container = rig.container(publish={"80/tcp": [("", "")]})
         await rig.start(container)
         network_id = container.endpoints["bridge"].network_id
@@ -320,8 +311,8 @@ async def test_a_stop_leaves_nothing_and_keeps_what_inspect_shows_of_a_stopped_c
         await rig.stop(container)
         await rig.networks.detach(container)
 
-        assert await links_go(before) == set()
-        assert await firewall.tables() == tables
+        assert await rig.links_left() == set()
+        assert await tables_of(rig) == tables
         assert ruleset_of(rig.bridge) == rules
         assert netns.names(tmp_path / "exec" / "netns") == []
         assert container.endpoints == {"bridge": EndpointSettings(network_id=network_id)}
@@ -408,14 +399,13 @@ async def test_a_full_network_says_so(tmp_path: Path) -> None:
 @trio_test
 async def test_a_cancelled_start_leaves_nothing(tmp_path: Path) -> None:
     async with network_rig(tmp_path) as rig:
-        before = set(os.listdir("/sys/class/net"))
         for delay_s in (0, 0.001, 0.003, 0.006, 0.01, 0.02):
             container = rig.container(publish={"80/tcp": [("", "")]})
             with trio.move_on_after(delay_s):
                 await rig.networks.attach(container)
             await rig.networks.detach(container)
 
-        assert await links_go(before) == set()
+        assert await rig.links_left() == set()
         assert netns.names(tmp_path / "exec" / "netns") == []
         assert "dnat" not in ruleset_of(rig.bridge).replace("ct status dnat", "")
 

@@ -19,7 +19,7 @@ from balenapy.errors import EngineError, SystemFailure
 from balenapy.linux import links, netns
 from tests.engine.network_rig import Rig, answering, ask, network_rig
 from tests.engine.test_nameservers import resolve
-from tests.engine.test_networks import default_gateway, free_port, interfaces, links_go, run_in
+from tests.engine.test_networks import default_gateway, free_port, interfaces, run_in
 from tests.trio_tests import trio_test
 
 pytestmark = [pytest.mark.root]
@@ -207,13 +207,12 @@ async def test_creating_networks_on_a_wire_refuses_what_the_reference_refuses(tm
 async def test_what_the_kernel_cannot_do_fails_and_leaves_nothing(tmp_path: Path) -> None:
     async with network_rig(tmp_path) as rig:
         with wire(rig, tmp_path) as (parent, _, _):
-            before = set(os.listdir("/sys/class/net"))
             await on_wire(rig, parent, "iv", driver="ipvlan")
             container = rig.container(network_mode="iv")
             with pytest.raises(SystemFailure, match="Unknown device type"):
                 await rig.start(container)
             await rig.stop(container)
-            left = await links_go(before)
+            left = await rig.links_left()
             await rig.networks.remove("iv")
 
     assert left == set()
