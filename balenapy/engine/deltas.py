@@ -41,6 +41,7 @@ from balenapy.core.manifest import (
 from balenapy.core.reference import Reference, parse_reference
 from balenapy.engine.download import Download, Progress, WrongBlob
 from balenapy.errors import DataLoss, EngineError, SystemFailure
+from balenapy.registry.errors import RegistryError
 from balenapy.stores.deltastore import DeltaStore
 from balenapy.stores.images import digest_reference
 
@@ -56,6 +57,12 @@ _ABSENT = (400, 404, 405, 501)
 NO_DELTAS = "the registry has no deltas of it"
 SEARCH_TIMEOUT_S = 30.0  # a registry that does not answer this will be asked for the layers themselves
 WRONG_DELTA = "delta verification failed for digest"  # begins what the worker says of a blob that is not what it claims
+
+
+class DeltaNotSent(SystemFailure):
+    """The registry is there, but does not send a delta to its end, however often it is asked."""
+
+    retryable = True
 
 
 class DeltaSource(Protocol):
@@ -393,7 +400,13 @@ class LayerDelta:
                 progress.step("Waiting")
             async with self._slots:
                 attempts = self._engine.config.max_download_attempts
-                await Download(self._source.session, blob, progress, attempts=attempts, sleep=self._sleep).run(ingest)
+                download = Download(self._source.session, blob, progress, attempts=attempts, sleep=self._sleep)
+                try:
+                    await download.run(ingest)
+                except RegistryError as error:
+                    if error.retryable and (download.answered or not error.no_answer):
+                        raise DeltaNotSent(error.message) from error
+                    raise
             return await self._patch(directory, ingest.path, progress, only)
         except DataLoss as error:
             if error.message.startswith(WRONG_DELTA):

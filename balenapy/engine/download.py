@@ -50,6 +50,7 @@ class Download:
         self._progress = progress
         self._budget = RetryBudget(attempts)
         self._sleep = sleep
+        self.answered = False  # whether the registry began to send it when it was asked last
 
     async def run(self, ingest: Ingest) -> None:
         """Append until it is whole.
@@ -85,7 +86,9 @@ class Download:
     async def _receive(self, ingest: Ingest) -> None:
         """One connection's worth."""
         digest, total = self._blob.digest, self._blob.size_bytes
+        self.answered = False
         async with self._session.blob(digest, ingest.received, size_bytes=total) as blob:
+            self.answered = True
             if blob.total_bytes is not None and blob.total_bytes < total:
                 # Asking again would not make it longer.
                 raise WrongBlob(

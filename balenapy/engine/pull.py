@@ -47,7 +47,16 @@ from balenapy.core.manifest import (
 )
 from balenapy.core.reference import Reference
 from balenapy.core.sidecar import LAYER_FILE, ImageSidecar, LayerSidecar, SidecarDocument
-from balenapy.engine.deltas import DeltaSearch, DeltaSource, InRegistry, LayerDelta, base_of, bases_kept, open_source
+from balenapy.engine.deltas import (
+    DeltaNotSent,
+    DeltaSearch,
+    DeltaSource,
+    InRegistry,
+    LayerDelta,
+    base_of,
+    bases_kept,
+    open_source,
+)
 from balenapy.engine.download import Download, WrongBlob
 from balenapy.engine.lines import Lines, Write
 from balenapy.errors import DataLoss, EngineError, Forbidden, NotFound, SystemFailure
@@ -909,7 +918,7 @@ class _LayerPull:
             if error.message.endswith(NO_SPACE):
                 raise NoSpace(f"failed to register layer: {error.message}") from error
             # Whoever lost the connection goes on with the delta next time, not with what is much larger.
-            if self._must or error.retryable:
+            if self._must or (error.retryable and not isinstance(error, DeltaNotSent)):
                 raise
             log.warning("no delta after all diff_id=%s error=%s", self._diff_id.short, error.message)
             self._watcher.lines.message(f"Delta of {self._layer.digest.short} cannot be used: {error.message}")

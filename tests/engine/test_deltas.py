@@ -18,6 +18,8 @@ from balenapy.engine import deltas
 from balenapy.engine.engine import Engine
 from balenapy.engine.events import Event
 from balenapy.errors import EngineError, NotFound
+from balenapy.registry.client import Session
+from balenapy.registry.errors import RegistryError
 from tests.compat.images import compact, digest, directory, file, make_tar
 from tests.deltas_fixture import (
     BASE,
@@ -476,8 +478,9 @@ async def test_a_delta_that_the_registry_does_not_give_is_no_obstacle(tmp_path: 
     async with image_engine(tmp_path) as engine:
         await pull(engine, f"{registry.host}/team/app:1")
         faults: list[dict[str, Any]] = [{"status": 404}, {"body": b"other bytes"}, {"status": 403}]
+        faults += [{"status": 503}, {"cut_at": 0}, {"cut_at": 0, "reset": True}]  # and that for ever
         for fault in faults:
-            registry.fault(f"blobs/{delta.layers[0].digest}", times=2, **fault)
+            registry.fault(f"blobs/{delta.layers[0].digest}", times=1000, **fault)
 
             lines = await pull(engine, name)
 
@@ -531,7 +534,7 @@ async def test_a_cut_delta_goes_on_where_it_was(tmp_path: Path, registry: FakeRe
         await pull(engine, f"{registry.host}/team/app:1")
         registry.fault(delta.layers[0].digest, cut_at=size // 2)
         with pytest.raises(EngineError):
-            await pull(engine, name)
+            await pull(engine, name, mode="require")
         assert blobs_fetched(registry).count(NEW.layers[1].digest) == 0
         registry.requests.clear()
 
@@ -543,6 +546,38 @@ async def test_a_cut_delta_goes_on_where_it_was(tmp_path: Path, registry: FakeRe
         assert engine.images.resolve(name).image_id == NEW.image_id
         await settle(engine)
         assert on_disk(engine)["ingest"] == []
+
+
+@trio_test
+async def test_a_registry_that_is_gone_in_the_middle_of_a_delta_is_not_asked_for_more(
+    tmp_path: Path, registry: FakeRegistry
+) -> None:
+    delta = hold(registry)
+    name = f"{registry.host}/team/app:2"
+    async with image_engine(tmp_path, max_download_attempts=2) as engine:
+        await pull(engine, f"{registry.host}/team/app:1")
+
+        def gone(*_: object, **__: object) -> Any:
+            raise RegistryError("dial tcp: connection refused", retryable=True)
+
+        registry.fault(delta.layers[0].digest, cut_at=delta.size // 2)
+        opened = engine.pulls.sleep
+
+        async def lose_the_registry(_seconds: float) -> None:
+            Session.blob = gone  # type: ignore[method-assign, assignment]
+            await opened(0)
+
+        engine.pulls.sleep = lose_the_registry
+        blob = Session.blob
+        try:
+            with pytest.raises(EngineError, match="connection refused"):
+                await pull(engine, name)
+        finally:
+            Session.blob = blob  # type: ignore[method-assign]
+        assert on_disk(engine)["ingest"] == [delta.layers[0].digest.replace(":", "-")]
+        registry.requests.clear()
+        assert aux(await pull(engine, name)) is not None
+        assert blobs_fetched(registry).count(NEW.layers[1].digest) == 0
 
 
 @trio_test
