@@ -24,6 +24,8 @@ from tests.registry.fake import FakeRegistry, fake_registry
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 
 NAME = "box"
+# A build has three dozen steps, and each kill costs two builds: every fourth, or all with CRASH=all.
+BUILD_STRIDE = 1 if os.environ.get("CRASH") == "all" else 4
 tried: Counter[str] = Counter()
 
 
@@ -277,3 +279,38 @@ def test_containers_survive_a_daemon_killed_at_every_step(engine: MortalEngine, 
     absent()
     assert engine.request("GET", "/volumes").json["Volumes"] in ([], None)
     print(f"{sum(tried.values())} kills of the daemon until now")
+
+
+def test_builds_survive_a_daemon_killed_at_every_step(engine: MortalEngine, registry: FakeRegistry) -> None:
+    """What a cut build leaves is whole, and no container; the next one goes on from its steps."""
+    base = f"{registry.host}/team/app:1"
+    engine.ask("POST", f"/images/create?fromImage={base}")
+
+    def build(number: int) -> int:
+        dockerfile = f"FROM {base}\nENV a={number}\nRUN echo {number} > /made\nWORKDIR /w\nCOPY f .\nCMD cat f\n"
+        body = make_tar([file("Dockerfile", dockerfile.encode()), file("f", b"content")])
+        return engine.ask("POST", "/build?t=built:1&rm=1", body)
+
+    number = 1 - BUILD_STRIDE
+    kills = 0
+    while True:
+        number += BUILD_STRIDE
+        assert number < 80, f"the build does not end: {engine.steps}"
+        engine.die_at(number)
+        status = build(number)
+        with contextlib.suppress(AssertionError, OSError, http.client.HTTPException):
+            wait_until(lambda: not engine.is_alive or (status and _is_at_rest(engine)), timeout_s=5)  # noqa: B023
+        engine.live()
+        if engine.answers():
+            assert status == 200, f"{status}\n{engine.log_tail()}"
+            break
+        engine.reap()
+        kills += 1
+        engine.start()
+        wait_until(lambda: not inspect(engine.data_root).containers, timeout_s=30, what="its container is gone")
+        look(engine)
+        assert build(number) == 200  # and goes on
+        assert engine.request("GET", "/images/built:1/json").json["Config"]["Env"][-1] == f"a={number}"
+    look(engine)
+    print(f"build: killed at {kills} of its {len(engine.steps)} steps: {', '.join(engine.steps)}")
+    assert kills > 6
