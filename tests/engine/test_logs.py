@@ -242,14 +242,14 @@ async def test_the_rings_of_all_containers_stay_within_their_budget(tmp_path: Pa
 async def test_compressed_logs_hold_several_times_as_much(tmp_path: Path) -> None:
     async with open_rig(tmp_path) as rig:
         line = 'echo "GET /v1/device/$i/state 200 12ms agent/$((i % 7))"'
-        script = f"i=0; while [ $i -lt 60000 ]; do {line}; i=$((i+1)); done"
+        script = f"i=0; while [ $i -lt 90000 ]; do {line}; i=$((i+1)); done"
         found = {}
         for compress in ("false", "true"):
             options = {"Type": "local", "Config": {"compress": compress}}
             container = await _finished(rig, "sh", "-c", script, HostConfig={"LogConfig": options})
             assert rig.logs.path(container).stat().st_size <= 1 << 20
             text = frames(await rig.output(container))[1].splitlines()
-            assert text[-1].startswith(b"GET /v1/device/59999/")
+            assert text[-1].startswith(b"GET /v1/device/89999/")
             found[compress] = sum(map(len, text))
         print(f"1 MiB holds {found['false']} bytes of lines, compressed {found['true']}")
         assert found["true"] > 2 * found["false"]
@@ -291,7 +291,7 @@ def test_what_is_written_while_a_block_is_read_is_not_skipped(tmp_path: Path, mo
     monkeypatch.setattr(Ring, "read_block", read_block_and_be_overtaken)
     write_more()
     container = Container(id="1" * 64, name="silent_reader")
-    reader = RingReader(path, container, LogOptions(stderr=False))
+    reader = RingReader(path, container, LogOptions(stderr=False, follow=True))
     output = bytearray()
     while data := reader.read_some():
         output += data
