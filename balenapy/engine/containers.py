@@ -387,29 +387,29 @@ class Containers:
         selection = _Selection(self, filters, everything=everything, limit=limit)
         now_ns = time.time_ns()
         entries = []
+        meanings: dict[str, str] = {}  # most containers have their image's name in common with others
         for container in selection.chosen():
             sizes = await self._sizes(container) if size else None
             entries.append(
                 containerview.show_summary(
                     container,
                     names=self.names_of(container),
-                    image=self._image_name(container),
+                    image=self._image_name(container, meanings),
                     now_ns=now_ns,
                     sizes=sizes,
                 )
             )
         return entries
 
-    def _image_name(self, container: Container) -> str:
-        """As given at create, if that still means the same image."""
+    def _image_name(self, container: Container, meanings: dict[str, str]) -> str:
+        """As given at create, if that still means the same image. `meanings`: the names that were looked up already."""
         name = container.config.image
-        if name == container.image_id:
-            return name
-        try:
-            same = self._engine.images.resolve(name).image_id == container.image_id
-        except EngineError:
-            same = False
-        return name if same else container.image_id
+        if name not in meanings:
+            try:
+                meanings[name] = self._engine.images.resolve(name).image_id
+            except EngineError:
+                meanings[name] = ""
+        return name if meanings[name] == container.image_id else container.image_id
 
     async def _sizes(self, container: Container) -> tuple[int, int]:
         try:

@@ -58,6 +58,7 @@ class Info:
         self._runc_version: str | None = None
         self._version = _version(engine.config)
         self._counting = False
+        self._machine: _Machine | None = None  # read when somebody asks first
 
     def version(self) -> dict[str, Any]:
         return self._version
@@ -69,7 +70,12 @@ class Info:
         """
         engine, config = self._engine, self._engine.config
         statuses = [container.state.status for container in engine.containers.all()]
-        machine = await trio.to_thread.run_sync(_Machine, engine.runtimes.cgroups, limiter=engine.limiters.files)
+        if self._machine is None:
+            self._machine = await trio.to_thread.run_sync(
+                _Machine, engine.runtimes.cgroups, config.data_root, limiter=engine.limiters.files
+            )
+        machine = self._machine
+        machine.refresh()
         if self._runc_version is None:
             self._runc_version = await _runtime_version(engine.runtimes.get("").path)
         runtimes = engine.runtimes.paths
@@ -82,7 +88,7 @@ class Info:
             "Images": len(engine.images.all()),
             "Driver": "overlay2",
             "DriverStatus": [
-                ["Backing Filesystem", _filesystem(config.data_root)],
+                ["Backing Filesystem", machine.filesystem],
                 ["Supports d_type", "true"],
                 ["Native Overlay Diff", "true"],
             ],
@@ -185,9 +191,9 @@ class Info:
 
 
 class _Machine:
-    """What the kernel can do and how it is set. Blocks: reads a dozen small files."""
+    """What the kernel can do and how it is set. Blocks: reads a dozen small files, and later three of /proc."""
 
-    def __init__(self, cgroups: Cgroups) -> None:
+    def __init__(self, cgroups: Cgroups, data_root: Path) -> None:
         self.cgroup_version = cgroups.version
         is_v2 = cgroups.version == 2
         self.limits = {
@@ -200,10 +206,15 @@ class _Machine:
             "CPUSet": cgroups.has("cpuset"),
         }
         self.oom_kill_disable = _has_file(cgroups, "memory", "memory.oom_control")
+        self.operating_system = _operating_system()
+        self.filesystem = _filesystem(data_root)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read what an administrator may change at any time."""
         self.ipv4_forwarding = _is_one("/proc/sys/net/ipv4/ip_forward")
         self.bridge_nf_iptables = _is_one("/proc/sys/net/bridge/bridge-nf-call-iptables")
         self.bridge_nf_ip6tables = _is_one("/proc/sys/net/bridge/bridge-nf-call-ip6tables")
-        self.operating_system = _operating_system()
 
     def warnings(self) -> list[str]:
         limits = self.limits
