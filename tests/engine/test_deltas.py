@@ -441,7 +441,6 @@ async def test_spoiled_deltas_are_given_up_once_and_the_layer_fetched(tmp_path: 
         await pull(engine, f"{registry.host}/team/app:1")
         before = rows(engine)
         for how, spoil in SPOILED.items():
-            print(how)
             blob = Blob(good.layers[0].media_type, spoil(good.layers[0].data))
             registry.manifests = {key: held for key, held in registry.manifests.items() if key[1] == "1"}
             registry.add("team/app", "2", NEW)
@@ -467,8 +466,9 @@ async def test_spoiled_deltas_are_given_up_once_and_the_layer_fetched(tmp_path: 
             assert "delta.base" not in (await last_event(engine)).attributes
             await settle(engine)
             assert on_disk(engine)["ingest"] == on_disk(engine)["trash"] == []
-            assert len(on_disk(engine)["snapshots"]) == 3
+            assert len(on_disk(engine)["snapshots"]) == 3, how
             await forget(engine, name)
+    print(f"{len(SPOILED)} spoiled deltas, each given up once")
 
 
 @trio_test
