@@ -29,7 +29,7 @@ from tests.leftovers import Leftovers, leftovers, open_descriptors, wait_for_no_
 
 pytestmark = pytest.mark.root
 
-REQUESTS = int(os.environ.get("REQUESTS", "600"))
+REQUESTS = int(os.environ.get("REQUESTS", "400"))
 FURNISH_EVERY = 40
 ANSWER_TIMEOUT_S = 60.0
 STREAM_S = 0.15  # how long a stream without an end is listened to
