@@ -166,6 +166,17 @@ class Network:
         prefix = "dm" if self.driver == MACVLAN else "di"
         return self.options.get(OPTION_PARENT) or f"{prefix}-{self.id[:12]}"
 
+    def check(self) -> None:
+        """See that what was kept can be used. Raises: ValueError, EngineError."""
+        pools = [record.pool for record in self.pools]
+        # The built-in one may be switched off.
+        if (self.bridge or self.parent) and self.user_defined and not any(pool.subnet.version == 4 for pool in pools):
+            raise ValueError("it has no subnet")
+        if self.bridge:
+            parse_bridge_options(self.options)
+        elif self.parent:
+            parse_shared_link_options(self.driver, self.options)
+
     @property
     def bridge_options(self) -> BridgeOptions:
         return parse_bridge_options(self.options)

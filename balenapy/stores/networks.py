@@ -21,6 +21,7 @@ class NetworkStore:
                 network = wire.decode(Network, _with_pools(json.loads(str(record))))
                 if network.id != network_id:
                     raise ValueError("its record is another's")
+                network.check()
             except (EngineError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
                 db.found_damaged("network", network_id, error)
                 continue
