@@ -310,8 +310,9 @@ class Steps:
         """
         creation.check_config(config)
         if not (self._request.remove or self._request.force_remove):
-            container = await self._create(deepcopy(config), managed=False)
+            container, warnings = await self._create(deepcopy(config), managed=False)
             container_id = container.id
+            await self._announce(container_id, warnings)
         else:
             container_id = secrets.token_hex(32)
             await self._announce(container_id)
@@ -339,9 +340,10 @@ class Steps:
         config.healthcheck = HealthConfig(["NONE"])
         self._check_binds()
         self._family.start()
-        container = await self._create(config, managed=True)
+        container, warnings = await self._create(config, managed=True)
         taken = False
         try:
+            await self._announce(container.id, warnings)
             await self._run_container(container, command)
             await self._engine.supervisors.wait_until_cleaned_up(container)
             taken = True
@@ -361,19 +363,16 @@ class Steps:
             if parse_bind(text).type != "bind":
                 raise InvalidParameter(f"Cannot use non-bind mount during build: {text}")
 
-    async def _create(self, config: ContainerConfig, *, managed: bool) -> Container:
+    async def _create(self, config: ContainerConfig, *, managed: bool) -> tuple[Container, list[str]]:
         """Make a container for a step. One that is not `managed` is everybody's to see, and stays."""
         host_config = deepcopy(self._request.host_config)
         host_config.log_config = LogConfig("none")
         host_config.network_mode = host_config.network_mode or "default"
-        request = CreateRequest(config, host_config)
-        container, warnings = await self._engine.containers.create(request, managed=managed)
+        return await self._engine.containers.create(CreateRequest(config, host_config), managed=managed)
+
+    async def _announce(self, container_id: str, warnings: Sequence[str] = ()) -> None:
         for warning in warnings:
             await self._output.say(f" ---> [Warning] {warning}\n")
-        await self._announce(container.id)
-        return container
-
-    async def _announce(self, container_id: str) -> None:
         self._containers.append(container_id)
         await self._output.say(f" ---> Running in {container_id[:12]}\n")
 

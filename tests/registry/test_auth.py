@@ -15,6 +15,7 @@ from balenapy.registry.auth import (
     auth_config,
     decode_registry_auth,
     decode_registry_config,
+    find_credentials,
     parse_challenges,
 )
 
@@ -57,6 +58,18 @@ def test_a_registry_config_header_holds_credentials_by_host() -> None:
 
     assert decode_registry_config(header) == {"h:5": AuthConfig("u", "p"), "x": AuthConfig()}
     assert decode_registry_config("nonsense") == {}
+    assert find_credentials(header, "h:5") == AuthConfig("u", "p")
+    assert find_credentials(header, "other") == find_credentials("", "h:5") == AuthConfig()
+
+
+def test_a_registry_is_found_under_any_of_its_keys() -> None:
+    def header(*keys: str) -> str:
+        return encoded({key: {"username": key, "password": "p"} for key in keys})
+
+    hub = "https://index.docker.io/v1/"
+    assert find_credentials(header("x", hub), "docker.io").username == hub
+    assert find_credentials(header("http://h:5/v2/"), "h:5").username == "http://h:5/v2/"
+    assert find_credentials(header("h:50"), "h:5").is_anonymous
 
 
 def test_a_printed_auth_config_shows_no_secret() -> None:
