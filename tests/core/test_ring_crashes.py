@@ -160,7 +160,8 @@ def test_power_cuts_and_flipped_bytes_cost_what_they_hit_and_are_told(
     assert numbers == sorted(set(numbers))
     oldest = before[0] if before else 0
     assert set(range(oldest, model.next)) - set(before) <= lost
-    assert set(numbers) <= set(before)
+    # Behind a damaged head of the oldest block an older lap's last lines may still be there: true, whole and in order.
+    assert all(number < oldest or number in lost for number in set(numbers) - set(before))
     inner = set(before) - set(numbers) - set(range(numbers[0] if numbers else model.next))
     if inner and numbers and max(inner) < numbers[-1]:
         assert notes > 0
