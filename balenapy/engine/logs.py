@@ -159,6 +159,7 @@ class Logs:
         self._engine = engine
         self._running: dict[str, _RunningLog] = {}
         self._sinks: dict[str, SinkDrain] = {}  # of starts under way
+        self._sent: dict[str, object] = {}  # by container: the sink of its last run, which knows how much it was given
         self._pending: dict[_RunningLog, None] = {}  # output that waits, or is not durable yet
         self._wake = trio.Event()
         self._urgent = trio.Event()
@@ -280,6 +281,7 @@ class Logs:
                     await drain.end_run()
                 if scope.cancelled_caught:
                     log.error("log driver did not take the last lines container=%s", container.short_id)
+                self._sent[container.id] = drain.sink
             elif not drain.is_idle:
                 await trio.to_thread.run_sync(drain.end_run, limiter=limiter)
             running.let_go()
@@ -360,6 +362,7 @@ class Logs:
 
     async def forget(self, container: Container) -> None:
         """It is removed: what is not durable yet need not be."""
+        self._sent.pop(container.id, None)
         for running in [one for one in self._pending if one.container.id == container.id and one.ended]:
             async with running.lock:
                 self._pending.pop(running, None)
@@ -447,7 +450,8 @@ class Logs:
             if container.host_config.log_config.type == "journald":
                 from balenapy.engine import logsinks
 
-                await logsinks.read_journal(container, options, extra_text(container), running, write)
+                given = self._sent.get(container.id)
+                await logsinks.read_journal(container, options, extra_text(container), running, given, write)
             else:
                 await self._read_ring(container, options, running, write)
         except (DataLoss, SystemFailure) as error:

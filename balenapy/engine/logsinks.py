@@ -201,15 +201,22 @@ async def open_drain(
 
 
 async def read_journal(
-    container: Container, options: LogOptions, details: bytes, running: _RunningLog | None, write: Write
+    container: Container,
+    options: LogOptions,
+    details: bytes,
+    running: _RunningLog | None,
+    given: object,
+    write: Write,
 ) -> None:
     """Show a container's entries out of the journal; with `follow` until the run ends.
 
+    Args:
+        given: the sink of a run that has ended, if there was one.
     Raises: SystemFailure when there is no journalctl.
     """
     formatter = Formatter(options, tty=container.config.tty, details=details)
     match = f"CONTAINER_ID_FULL={container.id}"
-    sink = running.drain.sink if running is not None and isinstance(running.drain, SinkDrain) else None
+    sink = running.drain.sink if running is not None and isinstance(running.drain, SinkDrain) else given
     await _wait_until_written(match, sink)
     first = [match]
     if options.since_ns:
@@ -250,7 +257,7 @@ async def read_journal(
         await copy([match, f"--after-cursor={cursor}"] if cursor else first)
 
 
-async def _wait_until_written(match: str, sink: Sink | None) -> None:
+async def _wait_until_written(match: str, sink: object) -> None:
     """The journal tells nobody when it has written an entry: look for the last one, for a while."""
     if not isinstance(sink, JournalSink) or not sink.ordinal:
         return
