@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from balenapy.engine.workers import python_command
+from balenapy.linux import durable
 
 
 class Worker:
@@ -85,7 +87,9 @@ def sha256(data: bytes) -> str:
 
 
 @pytest.fixture
-def worker(tmp_path: Path) -> Worker:
+def worker(tmp_path: Path) -> Iterator[Worker]:
     if os.geteuid() != 0:
         pytest.skip("needs root")
-    return Worker(tmp_path)
+    worker = Worker(tmp_path)
+    yield worker
+    durable.remove_tree(worker.snapshot)  # some trees are too deep for pytest
