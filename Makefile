@@ -12,7 +12,8 @@ demo: venv deps ## pull, run, read logs, exec, stop: on a private socket and dat
 	$(BIN)/python -m tests.demo
 
 test: venv deps deps-test ## every test
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	scratch=$$(mktemp -d /tmp/balenapy-test-XXXX) && \
+	  $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --basetemp=$$scratch/t $(PYTEST_ARGS) && rm -rf $$scratch
 
 lint: venv
 	$(BIN)/ruff check .

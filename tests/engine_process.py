@@ -17,12 +17,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import http.client
-import itertools
 import json
 import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -380,12 +380,13 @@ class EngineProcess:
         for directory in (self.run, self.data_root):
             for point in mounts_under(directory):
                 subprocess.run(["umount", "-l", str(point)], check=False, capture_output=True)
-        bridge = Path("/sys/class/net") / self.bridge
-        if bridge.exists():
-            for port in (bridge / "brif").iterdir():
-                subprocess.run(["ip", "link", "delete", port.name], check=False, capture_output=True)
-            _ip("link", "delete", self.bridge)
-        _remove_nft_tables(self.bridge)
+        for bridge in (self.bridge, *_bridges_of_networks(self.data_root / "meta.db")):
+            directory = Path("/sys/class/net") / bridge
+            if directory.exists():
+                for port in (directory / "brif").iterdir():
+                    subprocess.run(["ip", "link", "delete", port.name], check=False, capture_output=True)
+                _ip("link", "delete", bridge)
+            _remove_nft_tables(bridge)
         for hierarchy in [CGROUP_ROOT, *CGROUP_ROOT.iterdir()]:
             top = hierarchy / self.cgroup_parent.lstrip("/")
             for directory, _, _ in os.walk(top, topdown=False):
@@ -428,7 +429,9 @@ class _Slot:
 
 
 def _reserve_slot() -> _Slot:
-    for number in itertools.chain(range(100, 250)):
+    # Processes that share a run of the suite share no numbers: each would see what another has under one it had.
+    first = 100 + 37 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4)
+    for number in range(first, first + 37):
         reservation = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             reservation.bind(f"\0balenapy-test-engine-{number}")
@@ -466,6 +469,14 @@ def _pids_in_cgroup(parent: str) -> set[int]:
             with contextlib.suppress(OSError):
                 pids |= {int(pid) for pid in (Path(directory) / "cgroup.procs").read_text().split()}
     return pids
+
+
+def _bridges_of_networks(database: Path) -> list[str]:
+    """Bridges of the networks that users made, and that an engine which was killed has left."""
+    uri = f"file:{database}?mode=rw"
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
+        return [f"br-{network_id[:12]}" for (network_id,) in db.execute("SELECT id FROM network")]
+    return []
 
 
 def _remove_nft_tables(bridge: str) -> None:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 30  # moby registry/registry.go NewTransport: Dialer.Timeout
 STALL_TIMEOUT_S = 30  # without one byte; a slow link that still moves is left alone
 REDIRECTS_MAX = 10  # net/http defaultCheckRedirect
+RECEIVE_BUFFER_BYTES = 512 << 10  # the kernel takes twice as much, for its own needs
+_SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 CHUNK_BYTES = 256 << 10  # what a reader gets at once on a fast link
 RETRY_DELAY_FIRST_S = 1.0
 RETRY_DELAY_MAX_S = 60.0
@@ -81,6 +83,20 @@ class RetryBudget:
 
 
 # --- requests
+
+
+def _receive_buffer() -> tuple[int, int, int]:
+    """A socket option that bounds what the kernel holds for us.
+
+    When a connection is reset, what it holds and we have not read is gone, and is fetched twice: left to itself that
+    grows to 6 MiB on a slow board. The bound that anybody may ask for (net.core.rmem_max) is too small for long links.
+    """
+    with socket.socket() as probe:
+        try:
+            probe.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)
+        except PermissionError:
+            return socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES
+    return socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES
 
 
 class HTTP:
@@ -129,7 +145,11 @@ class HTTP:
         library = _import_httpcore()
         if secure and self._context is None:
             self._context = self._make_context(self._host, self._verify)
-        options: dict[str, Any] = {"ssl_context": self._context if secure else None, "max_connections": None}
+        options: dict[str, Any] = {
+            "ssl_context": self._context if secure else None,
+            "max_connections": None,
+            "socket_options": [_receive_buffer()],
+        }
         if proxy is None:
             pool: httpcore.AsyncConnectionPool = library.AsyncConnectionPool(**options)
             return pool

@@ -172,7 +172,11 @@ class Displaced:
 
     def __init__(self, directory: str) -> None:
         path = os.path.join(directory, "displaced")
-        os.mkdir(path, 0o700)
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            if os.listdir(path):
+                raise Conflict(f"unpack: {path} is not empty") from None
         self._parent = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
 

@@ -64,7 +64,10 @@ def unpack(debs: Sequence[Path], root: Path) -> None:
 
 @contextlib.contextmanager
 def arm64_programs() -> Iterator[None]:
-    """While it lasts, this kernel runs arm64 programs (binfmt_misc), in containers as well: flag F."""
+    """While it lasts, this kernel runs arm64 programs (binfmt_misc).
+
+    In containers as well (flag F), under the name they are called by (P): busybox does what its name says.
+    """
     mounted = not (BINFMT / "register").exists()
     if mounted:
         subprocess.run(["mount", "-t", "binfmt_misc", "binfmt_misc", BINFMT], check=True)
@@ -72,7 +75,7 @@ def arm64_programs() -> Iterator[None]:
         present = any(b"aarch64" in path.name.encode() and b"enabled" in path.read_bytes()
                       for path in BINFMT.iterdir() if path.name not in ("register", "status"))  # fmt: skip
         if not present:
-            (BINFMT / "register").write_text(f":{HANDLER}:M::{MAGIC}:{MASK}:{QEMU}:F")
+            (BINFMT / "register").write_text(f":{HANDLER}:M::{MAGIC}:{MASK}:{QEMU}:PF")
         yield
     finally:
         if (BINFMT / HANDLER).exists():

@@ -99,6 +99,7 @@ REFUSALS = [
     r"^invalid QoS settings: ",
     r"^Invalid subnet ",
     r"^ps: ",
+    r"^Couldn't find PID field in ps output$",
     r"^Conflict, cannot remove the default link name of the container$",
     r"^extraction point is not a directory$",
     r"^--storage-opt is supported only ",

@@ -42,7 +42,7 @@ class Fault:
         status, headers, body: answer this instead; headers alone are added to the right answer.
         cut_at: close the connection after so many bytes of the body; the head has promised all of them.
         reset: make that cut a reset instead of an orderly end.
-        stall_at: send so many bytes and then nothing until the client goes.
+        stall_at: send so many bytes and then nothing until the client goes; a shorter body comes whole.
         drip_bytes: send the body in pieces of this size, as separate packets.
         content_length: announce this length; the body ends where it ends.
         chunked: announce no length.
@@ -432,7 +432,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         ends = [at for at in (fault.cut_at, fault.stall_at, len(body)) if at is not None]
         self._send(body[: min(ends)], fault)
-        if fault.stall_at is not None:
+        if fault.stall_at is not None and fault.stall_at <= len(body):
             self._wait_for_client_to_leave()
             self.close_connection = True
         elif fault.cut_at is not None or fault.content_length is not None:

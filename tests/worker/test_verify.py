@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from tests.compat.images import directory, file, link, make_tar
 from tests.worker.conftest import Worker, sha256
@@ -139,13 +140,19 @@ def test_a_damaged_tar_split_costs_the_whole_layer(worker: Worker, cut: int) -> 
 
 
 def test_every_flipped_bit_of_a_tar_split_is_found(worker: Worker) -> None:
+    """Or it is one that the decoder does not look at: what comes out is the same."""
     data = tar()
     worker.unpack(data)
     split = worker.snapshot / "tar-split.zst"
-    whole = split.read_bytes()
+    whole, meant = split.read_bytes(), inflated(split)
     for at in range(0, len(whole), 7):
         split.write_bytes(whole[:at] + bytes((whole[at] ^ 1 << at % 8,)) + whole[at + 1 :])
-        assert worker.damage(sha256(data), deep=False), at
+        assert worker.damage(sha256(data), deep=False) or inflated(split) == meant, at
+
+
+def inflated(path: Path) -> bytes:
+    with zstandard.ZstdDecompressor().stream_reader(path.read_bytes()) as reader:
+        return reader.read()
 
 
 def test_several_layers_in_one_go(worker: Worker) -> None:
