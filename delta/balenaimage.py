@@ -13,11 +13,10 @@ Source: balena-engine daemon/images/image_delta.go, distribution/pull_v2.go.
 
 from __future__ import annotations
 
-import bisect
 import gzip
 import hashlib
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any
 
 from delta import librsync
 from delta.balena import LayerDelta
-from delta.base import LayerTar, TarBase
+from delta.base import LayerTar, Stream, TarBase
 from delta.errors import Malformed, WrongBase, WrongResult
 from delta.match import BaseIndex
 from delta.oci import Image, LayoutWriter, compact, open_image, open_layer, parse_json
@@ -128,27 +127,6 @@ def find(path: Path, platform: str | None = None) -> DeltaImage | None:
     return DeltaImage(image, base, tuple(map(str, diff_ids)))
 
 
-class _Stream:
-    """The tars of a base, one after the other, read at random."""
-
-    def __init__(self, tars: Sequence[LayerTar]) -> None:
-        self._tars = tars
-        self._starts = [0]
-        for tar in tars:
-            self._starts.append(self._starts[-1] + tar.total)
-
-    @property
-    def total(self) -> int:
-        return self._starts[-1]
-
-    def read(self, position: int, size: int) -> bytes:
-        """Up to that many bytes, not beyond the end of a tar."""
-        number = bisect.bisect_right(self._starts, position) - 1
-        if number >= len(self._tars):
-            return b""
-        return self._tars[number].pread(position - self._starts[number], size)
-
-
 def rebuild(delta: DeltaImage, old: Image) -> Iterator[tuple[str, Iterator[bytes] | None]]:
     """(diff_id, pieces of the tar) of each layer of the target; no pieces of those that the base has at the same place.
 
@@ -158,7 +136,7 @@ def rebuild(delta: DeltaImage, old: Image) -> Iterator[tuple[str, Iterator[bytes
     if old.config_digest != delta.base_config:
         raise WrongBase(f"{old.name}: not the base of this delta, {delta.base_config}")
     with ExitStack() as stack:
-        stream = _Stream([stack.enter_context(open_layer(old, layer)) for layer in range(len(old.layers))])
+        stream = Stream([stack.enter_context(open_layer(old, layer)) for layer in range(len(old.layers))])
         alike = True
         for number, diff_id in enumerate(delta.target_diff_ids):
             alike = alike and number < len(old.diff_ids) and old.diff_ids[number] == diff_id
@@ -169,7 +147,7 @@ def rebuild(delta: DeltaImage, old: Image) -> Iterator[tuple[str, Iterator[bytes
                 yield diff_id, _patched(stream, tar, diff_id)
 
 
-def _patched(stream: _Stream, tar: LayerTar, diff_id: str) -> Iterator[bytes]:
+def _patched(stream: Stream, tar: LayerTar, diff_id: str) -> Iterator[bytes]:
     if not len(tar):
         raise Malformed(f"delta of layer {diff_id}: an empty tar")
     member = tar.member(0)
@@ -182,7 +160,7 @@ def _patched(stream: _Stream, tar: LayerTar, diff_id: str) -> Iterator[bytes]:
         return data
 
     digest = hashlib.sha256()
-    for piece in librsync.patch(read, stream.read, stream.total):
+    for piece in librsync.patch(read, stream.pread, stream.total):
         digest.update(piece)
         yield piece
     if f"sha256:{digest.hexdigest()}" != diff_id:

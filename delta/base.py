@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from array import array
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -132,3 +133,24 @@ class TarBase:
         if len(data) != length:
             raise WrongBase(f"layer {layer} of the base is cut")
         return data
+
+
+class Stream:
+    """The tars of several layers, one after the other: the base of librsync deltas."""
+
+    def __init__(self, tars: Sequence[Tar]) -> None:
+        self._tars = tars
+        self._starts = [0]
+        for tar in tars:
+            self._starts.append(self._starts[-1] + tar.total)
+
+    @property
+    def total(self) -> int:
+        return self._starts[-1]
+
+    def pread(self, position: int, length: int) -> bytes:
+        """That range, at most to the end of the layer it begins in. Raises: WrongBase, when it is beyond the end."""
+        number = bisect_right(self._starts, position) - 1
+        if not 0 <= number < len(self._tars):
+            raise WrongBase(f"the base has no byte {position}")
+        return self._tars[number].pread(position - self._starts[number], length)

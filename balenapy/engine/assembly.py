@@ -25,7 +25,7 @@ from balenapy.core.digest import Digest
 from balenapy.core.manifest import DOCKER_CONFIG, ImageConfig
 from balenapy.core.reference import Reference
 from balenapy.core.sidecar import LAYER_FILE, ImageSidecar, LayerSidecar, SidecarDocument
-from balenapy.engine.pull import one_error
+from balenapy.engine.nurseries import one_error
 from balenapy.errors import EngineError
 from balenapy.linux import durable
 from balenapy.stores.content import file_error

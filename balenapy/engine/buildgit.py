@@ -18,7 +18,7 @@ import trio
 
 from balenapy.core.buildtree import PLACE
 from balenapy.engine.assembly import CHUNK_BYTES
-from balenapy.engine.pull import one_error
+from balenapy.engine.nurseries import one_error
 from balenapy.errors import SystemFailure
 from balenapy.linux import syscalls
 from balenapy.linux.process import TOOL_ENV, run_tool

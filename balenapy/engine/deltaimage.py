@@ -21,9 +21,8 @@ from balenapy.core.reference import Reference, parse_reference
 from balenapy.core.wire import rfc3339nano
 from balenapy.engine.assembly import Assembly, NewImage, Unpacked
 from balenapy.engine.deltas import base_of, layer_arguments
-from balenapy.engine.lines import Lines
-from balenapy.engine.pull import one_error
-from balenapy.errors import EngineError, InvalidParameter
+from balenapy.engine.lines import Lines, write_during
+from balenapy.errors import InvalidParameter
 
 if TYPE_CHECKING:
     from balenapy.engine.engine import Engine
@@ -58,20 +57,15 @@ async def create(engine: Engine, order: DeltaOrder, write: Write) -> None:
     Cancellation: the image is there or not.
     """
     lines = Lines(write)
-    failure: EngineError | None = None
-    async with one_error(), trio.open_nursery() as nursery:
-        nursery.start_soon(lines.run)
-        try:
-            image = await _make(engine, order, lines)
-            lines.message(f"Created delta: {image.image_id}")
-            if order.tag is not None:
-                await engine.images.tag(image.image_id, order.tag.familiar(), "")
-                lines.message(f"Successfully tagged {order.tag.familiar()}\n")
-        except EngineError as error:
-            failure = error
-        lines.end()
-    if failure is not None:
-        raise failure
+
+    async def work() -> None:
+        image = await _make(engine, order, lines)
+        lines.message(f"Created delta: {image.image_id}")
+        if order.tag is not None:
+            await engine.images.tag(image.image_id, order.tag.familiar(), "")
+            lines.message(f"Successfully tagged {order.tag.familiar()}\n")
+
+    await write_during(lines, work)
 
 
 async def _make(engine: Engine, order: DeltaOrder, lines: Lines) -> ImageRecord:

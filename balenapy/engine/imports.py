@@ -17,9 +17,8 @@ from balenapy.core.manifest import Platform, parse_image_config
 from balenapy.core.reference import Reference, parse_reference
 from balenapy.engine.assembly import Assembly, NewImage
 from balenapy.engine.fetch import open_url
-from balenapy.engine.lines import Lines, Write
-from balenapy.engine.pull import one_error
-from balenapy.errors import EngineError, InvalidParameter, SystemFailure
+from balenapy.engine.lines import Lines, Write, write_during
+from balenapy.errors import InvalidParameter, SystemFailure
 
 if TYPE_CHECKING:
     from balenapy.engine.engine import Engine
@@ -64,16 +63,11 @@ async def import_image(engine: Engine, request: ImportRequest, body: Body, write
     Cancellation: the image is there or not.
     """
     lines = Lines(write)
-    failure: EngineError | None = None
-    async with one_error(), trio.open_nursery() as nursery:
-        nursery.start_soon(lines.run)
-        try:
-            lines.message(await _import(engine, request, body, lines))
-        except EngineError as error:  # what was said before it is still written
-            failure = error
-        lines.end()
-    if failure is not None:
-        raise failure
+
+    async def work() -> None:
+        lines.message(await _import(engine, request, body, lines))
+
+    await write_during(lines, work)
 
 
 async def _import(engine: Engine, request: ImportRequest, body: Body, lines: Lines) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from balenapy.core import progress
+from balenapy.engine.nurseries import one_error
+from balenapy.errors import EngineError
 
 Write = Callable[[bytes], Awaitable[None]]
 
@@ -67,3 +69,20 @@ class Lines:
             f"{id} {status}", current, total, trio.current_time()
         ):
             self.put(progress.advance(id, status, current, total))
+
+
+async def write_during(lines: Lines, work: Callable[[], Awaitable[None]]) -> None:
+    """Do `work`, and meanwhile write the lines it makes; when it fails, what was said before is still written.
+
+    Raises: what `work` raises.
+    """
+    failure: EngineError | None = None
+    async with one_error(), trio.open_nursery() as nursery:
+        nursery.start_soon(lines.run)
+        try:
+            await work()
+        except EngineError as error:
+            failure = error
+        lines.end()
+    if failure is not None:
+        raise failure

@@ -21,7 +21,8 @@ from balenapy.core.imagearchive import ArchivedImage, Contents, InvalidArchive
 from balenapy.core.tarstream import LINK, REGULAR, SYMLINK, Entry, NeedData, TarReader
 from balenapy.engine.assembly import CHUNK_BYTES, Assembly, NewImage, Unpacked
 from balenapy.engine.deltaimage import apply_loaded
-from balenapy.engine.pull import one_error, require_room
+from balenapy.engine.nurseries import one_error
+from balenapy.engine.pull import require_room
 from balenapy.errors import InvalidParameter
 
 if TYPE_CHECKING:

@@ -58,7 +58,8 @@ from balenapy.engine.deltas import (
     open_source,
 )
 from balenapy.engine.download import Download, WrongBlob
-from balenapy.engine.lines import Lines, Write
+from balenapy.engine.lines import Lines, Write, write_during
+from balenapy.engine.nurseries import one_error
 from balenapy.errors import DataLoss, EngineError, Forbidden, NotFound, SystemFailure
 from balenapy.linux import durable
 from balenapy.registry.auth import AuthConfig, decode_registry_auth
@@ -119,22 +120,18 @@ class Pulls:
         lines = Lines(write)
         if deltas.mode == deltaplan.REQUIRE:
             lines.hold()  # whether there is a delta is known after the first line
-        failure: EngineError | None = None
-        async with one_error(), trio.open_nursery() as nursery:
-            nursery.start_soon(lines.run)
-            self._under_way[lines] = reference.familiar()
-            try:
-                newer = await self._pull_wanted(reference, auth, platform or self.platform, lines, deltas)
-                lines.release()
-                done = "Downloaded newer image for" if newer else "Image is up to date for"
-                lines.message(f"Status: {done} {reference.familiar()}")
-            except EngineError as error:  # what was said before it is still written
-                failure = error
-            finally:
-                del self._under_way[lines]
-            lines.end()
-        if failure is not None:
-            raise failure
+
+        async def work() -> None:
+            newer = await self._pull_wanted(reference, auth, platform or self.platform, lines, deltas)
+            lines.release()
+            done = "Downloaded newer image for" if newer else "Image is up to date for"
+            lines.message(f"Status: {done} {reference.familiar()}")
+
+        self._under_way[lines] = reference.familiar()
+        try:
+            await write_during(lines, work)
+        finally:
+            del self._under_way[lines]
 
     async def _pull_wanted(
         self, reference: Reference, auth: str | AuthConfig, platform: Platform, lines: Lines, deltas: DeltaRequest
@@ -1106,25 +1103,3 @@ def extracted_estimate(layer: Descriptor) -> int:
     """What a layer takes when unpacked, if nobody says: twice its blob, or the blob itself when it is not packed."""
     packed = layer.media_type.endswith(("gzip", "zstd"))
     return layer.size_bytes * 2 if packed else layer.size_bytes
-
-
-# --- errors of nurseries
-
-
-@asynccontextmanager
-async def one_error() -> AsyncIterator[None]:
-    """Let one error out of a nursery instead of a group: a bug before anything else, or what failed first."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        errors = [error for error in _leaves(group) if not isinstance(error, trio.Cancelled)]
-        if not errors:
-            raise
-        raise next((error for error in errors if not isinstance(error, EngineError)), errors[0]) from None
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
-    found: list[BaseException] = []
-    for error in group.exceptions:
-        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
-    return found

@@ -31,9 +31,9 @@ from balenapy.core.digest import Digest
 from balenapy.core.manifest import DOCKER_CONFIG, DOCKER_LAYER, SCHEMA2, Descriptor, encode_manifest
 from balenapy.core.reference import Reference
 from balenapy.engine.assembly import CHUNK_BYTES
-from balenapy.engine.lines import Lines, Write
-from balenapy.engine.pull import one_error
-from balenapy.errors import EngineError, InvalidParameter, SystemFailure
+from balenapy.engine.lines import Lines, Write, write_during
+from balenapy.engine.nurseries import one_error
+from balenapy.errors import InvalidParameter, SystemFailure
 from balenapy.registry.auth import AuthConfig, auth_config, decode_registry_auth
 from balenapy.registry.errors import RegistryError, plain_error
 from balenapy.registry.http import RetryBudget
@@ -82,17 +82,8 @@ class Pushes:
         Raises: EngineError, with dockerd's words.
         """
         lines = Lines(write)
-        failure: EngineError | None = None
-        async with one_error(), trio.open_nursery() as nursery:
-            nursery.start_soon(lines.run)
-            try:
-                lines.message(f"The push refers to repository [{reference.name}]")
-                await self._push_all(reference, auth, lines)
-            except EngineError as error:  # what was said before it is still written
-                failure = error
-            lines.end()
-        if failure is not None:
-            raise failure
+        lines.message(f"The push refers to repository [{reference.name}]")
+        await write_during(lines, lambda: self._push_all(reference, auth, lines))
 
     async def _push_all(self, reference: Reference, auth: AuthConfig | None, lines: Lines) -> None:
         engine = self._engine

@@ -262,27 +262,6 @@ def _lines(fd: int) -> Iterator[bytes]:
         yield pending
 
 
-class Stream:
-    """The tars of several layers, one after the other: the base of librsync deltas."""
-
-    def __init__(self, tars: Sequence[UnpackedTar]) -> None:
-        self._tars = tars
-        self._starts = [0]
-        for tar in tars:
-            self._starts.append(self._starts[-1] + tar.total)
-
-    @property
-    def total(self) -> int:
-        return self._starts[-1]
-
-    def pread(self, position: int, length: int) -> bytes:
-        """That range, at most to the end of the layer it begins in. Raises: WrongBase, when it is beyond the end."""
-        number = bisect_right(self._starts, position) - 1
-        if not 0 <= number < len(self._tars):
-            raise WrongBase(f"the base has no byte {position}")
-        return self._tars[number].pread(position - self._starts[number], length)
-
-
 class LayerFiles:
     """The regular files one sees when layers lie over each other, by path: the base of tar-diffs."""
 

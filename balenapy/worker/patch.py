@@ -30,10 +30,10 @@ from balenapy.core.tarstream import End, Entry, NeedData, TarReader
 from balenapy.errors import DataLoss, InvalidParameter
 from balenapy.worker import process
 from balenapy.worker.decompress import HEAD_BYTES, open_decoder
-from balenapy.worker.layertar import LayerFiles, Stream, UnpackedTar
+from balenapy.worker.layertar import LayerFiles, UnpackedTar
 from balenapy.worker.unpack import Ahead, unpack
 from delta import librsync, native, tardiff
-from delta.base import TarBase
+from delta.base import Stream, TarBase
 from delta.errors import DeltaError, Malformed
 
 READ_BYTES = 256 << 10
