@@ -11,7 +11,9 @@ import logging
 import os
 import secrets
 import socket
+from collections import deque
 from collections.abc import Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import trio
@@ -40,8 +42,11 @@ JOURNAL_LAG_S = 2.0  # how long a reader waits for the journal to have written w
 class Sink(Protocol):
     """Somebody who takes entries."""
 
-    async def send(self, entries: list[Entry]) -> int:
-        """Returns how many were surely lost. Raises: SystemFailure, when it is worth trying again."""
+    async def send(self, entries: deque[Entry]) -> int:
+        """Take entries away as they are sent; returns how many were surely lost.
+
+        Raises: SystemFailure, when it is worth trying again with those that are left.
+        """
 
     async def finish(self) -> None:
         """Say goodbye, when all is sent."""
@@ -58,11 +63,12 @@ class JournalSink:
         self.epoch = secrets.token_hex(8)
         self.ordinal = 0
 
-    async def send(self, entries: list[Entry]) -> int:
-        for entry in entries:
+    async def send(self, entries: deque[Entry]) -> int:
+        while entries:
             await self._socket.send(
-                journal_format.encode_entry(entry, self._fixed, self.epoch, self.ordinal + 1)
+                journal_format.encode_entry(entries[0], self._fixed, self.epoch, self.ordinal + 1)
             )
+            entries.popleft()
             self.ordinal += 1
         return 0
 
@@ -82,15 +88,22 @@ class SyslogSink:
         self._tag = tag
         self._hostname = socket.gethostname()
 
-    async def send(self, entries: list[Entry]) -> int:
+    async def send(self, entries: deque[Entry]) -> int:
+        """Of a stream that broke or was left it is not known what arrived: all of it is given again."""
         if self._connection is None:
             self._connection = await SyslogConnection.open(self._settings)
-        messages = [
-            syslog_format.format_message(entry, self._settings, self._hostname, self._tag, os.getpid())
-            for entry in entries
-        ]
+        lost = 0
         try:
-            return await self._connection.send(messages)
+            while entries:
+                count = len(entries) if self._connection.is_stream else 1
+                messages = [
+                    syslog_format.format_message(entry, self._settings, self._hostname, self._tag, os.getpid())
+                    for entry in islice(entries, count)
+                ]
+                lost += await self._connection.send(messages)
+                for _ in messages:
+                    entries.popleft()
+            return lost
         except BaseException:
             broken, self._connection = self._connection, None
             if broken is not None:
@@ -116,6 +129,8 @@ class SinkDrain:
         self.sink = sink
         self._joiner = Joiner()
         self._keep_bytes = keep_bytes
+        self._batch: deque[Entry] = deque()  # on its way: what is not given away yet
+        self._batch_bytes = 0  # of spool
         self._taken_path = bundle.path / "log.taken"
         self._retry_s = RETRY_FIRST_S
         self.lost_bytes = 0
@@ -136,17 +151,19 @@ class SinkDrain:
     async def drain_some(self) -> int:
         """Give one batch away; returns the bytes of spool it took, 0 when there is no more for now.
 
-        Cancellation: part of the batch may be there already; it is given again.
+        Cancellation: the next call goes on with the batch.
         """
-        if self._keep_bytes:
-            self.lost_bytes += self._spool.drop(self._keep_bytes)
-        data = _whole_lines(self._spool.read(BATCH_BYTES))
-        if not data:
-            return 0
-        entries = self._joiner.feed_lines(data)
+        if not self._batch_bytes:
+            if self._keep_bytes:
+                self.lost_bytes += self._spool.drop(self._keep_bytes)
+            data = _whole_lines(self._spool.read(BATCH_BYTES))
+            if not data:
+                return 0
+            self._batch.extend(self._joiner.feed_lines(data))
+            self._batch_bytes = len(data)
         while True:
             try:
-                lost = await self.sink.send(entries)
+                lost = await self.sink.send(self._batch)
                 break
             except SystemFailure as error:
                 log.warning("log driver: %s; again after_s=%.1f", error.message, self._retry_s)
@@ -154,17 +171,18 @@ class SinkDrain:
                 self._retry_s = min(self._retry_s * 2, RETRY_MAX_S)
         self._retry_s = RETRY_FIRST_S
         self.lost_bytes += lost
-        self._spool.take(len(data))
+        taken, self._batch_bytes = self._batch_bytes, 0
+        self._spool.take(taken)
         inode, offset = self._spool.position
         self._taken_path.write_text(f"{inode} {offset}")
-        return len(data)
+        return taken
 
     async def end_run(self) -> None:
         """Give the rest away, a last line without end too."""
         while await self.drain_some():
             pass
         if rest := self._joiner.flush():
-            await self.sink.send(rest)
+            await self.sink.send(deque(rest))
         self._spool.end()
         await self.sink.finish()
 
@@ -231,11 +249,11 @@ async def read_journal(
                 found = journal_format.parse_entry(line)
                 if found is None:
                     continue
-                cursor = found.cursor
                 output = bytearray()
                 formatter.add(output, [found.entry])
                 if output:
                     await write(bytes(output))
+                cursor = found.cursor  # only now: who is cancelled while writing has not shown it
                 if formatter.finished:
                     return
 
