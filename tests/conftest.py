@@ -25,17 +25,8 @@ FORWARDING = [Path("/proc/sys/net") / name for name in ("ipv4/ip_forward", "ipv6
 FOUND = pytest.StashKey[tuple[Leftovers, dict[Path, str]]]()
 
 
-# Files that take longest; begun first, they leave no process waiting for another at the end.
-LONGEST = (
-    "powercut/test_unsynced.py", "build/test_cases.py", "compat/test_docker_cli.py", "crash/test_daemon.py",
-    "compat/test_compose.py", "compat/test_endpoints.py", "damage/test_any_file.py", "delta/test_native.py",
-    "powercut/test_faults.py", "endurance/",
-)  # fmt: skip
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `root` are skipped, with the reason, where the suite runs as an ordinary user."""
-    items.sort(key=lambda item: not any(name in item.nodeid for name in LONGEST))
     if os.geteuid() == 0:
         return
     for item in items:

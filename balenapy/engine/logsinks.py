@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 BATCH_BYTES = 64 << 10
 RETRY_FIRST_S, RETRY_MAX_S = 0.5, 30.0
+SEND_TIMEOUT_S = 10.0
 JOURNAL_LAG_S = 2.0  # how long a reader waits for the journal to have written what it was given
 
 
@@ -163,7 +164,11 @@ class SinkDrain:
             self._batch_bytes = len(data)
         while True:
             try:
-                lost = await self.sink.send(self._batch)
+                # The end of a run cancels this; half a message would be given again.
+                with trio.move_on_after(SEND_TIMEOUT_S, shield=True) as scope:
+                    lost = await self.sink.send(self._batch)
+                if scope.cancelled_caught:
+                    raise SystemFailure(f"the server took nothing for {SEND_TIMEOUT_S:.0f} s")
                 break
             except SystemFailure as error:
                 log.warning("log driver: %s; again after_s=%.1f", error.message, self._retry_s)

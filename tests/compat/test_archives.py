@@ -105,15 +105,15 @@ def test_refusals(engine: EngineProcess) -> None:
 
 
 def test_a_load_that_is_cut_leaves_nothing(engine: EngineProcess, busybox: str) -> None:
-    before = state(engine)
+    before, others = state(engine), unfinished(engine)
     data = engine.request("GET", f"/v1.39/images/get?names={busybox}").body
     client = engine.raw_connection()
     client.sendall(f"POST /images/load HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode())
     client.sendall(data[: len(data) // 2])
-    wait_until(lambda: engine.is_reference or unfinished(engine), what="the layer is being unpacked")
+    wait_until(lambda: engine.is_reference or unfinished(engine) - others, what="the layer is being unpacked")
     client.shutdown(socket.SHUT_RDWR)
     client.close()
-    wait_until(lambda: engine.is_reference or not unfinished(engine), what="nothing is left")
+    wait_until(lambda: engine.is_reference or not unfinished(engine) - others, what="nothing is left")
 
     assert state(engine) == before
 
@@ -122,10 +122,12 @@ def state(engine: EngineProcess) -> Any:
     return engine.request("GET", "/v1.39/images/json?all=1").json
 
 
-def unfinished(engine: EngineProcess) -> bool:
-    """Whether there are snapshot directories without a layer's sidecar."""
+def unfinished(engine: EngineProcess) -> set[str]:
+    """Snapshot directories without a layer's sidecar."""
     root = engine.data_root / "snapshots"
-    return any(not (path / "layer.json").exists() and not (path / "work").exists() for path in root.iterdir())
+    return {
+        path.name for path in root.iterdir() if not (path / "layer.json").exists() and not (path / "work").exists()
+    }
 
 
 def test_a_save_the_client_leaves_ends(engine: EngineProcess, registry: str) -> None:

@@ -38,8 +38,9 @@ def test_a_flood_leaves_api_memory_disk_and_neighbours_alone(tmp_path: Path, bus
         containers = engine.data_root / "containers"
         size = sum(path.stat().st_blocks * 512 for path in containers.rglob("*") if path.is_file())
         spool = sum(path.stat().st_blocks * 512 for path in (engine.exec_root / "containers").glob("*/log"))
-        tail = engine.docker("logs", "--tail", "3", "flood").stdout.splitlines()
+        engine.docker("logs", "--tail", "3", "flood")  # who reads is overtaken, and told so; it ends all the same
         engine.docker("kill", "flood")
+        tail = engine.docker("logs", "--tail", "3", "flood").stdout.splitlines()
         near = engine.docker("logs", "near").stdout.splitlines()
         print(f"{mode}: pings {len(took)}, ms {spread(took)}; grew {(max(memory) - memory[0]) / 1e6:.1f} MB; "
               f"written {spent.written_bytes / 1e6:.1f} MB; on disk {size / 1e6:.1f} MB; near {len(near)}")  # fmt: skip
@@ -50,7 +51,8 @@ def test_a_flood_leaves_api_memory_disk_and_neighbours_alone(tmp_path: Path, bus
     assert spool <= 18 << 20
     assert near == [f"n{number}" for number in range(len(near))]
     assert len(near) > SECONDS * 4
-    assert tail == [LINE] * 3
+    assert tail[:2] == [LINE] * 2
+    assert LINE.startswith(tail[2])  # killed in the middle of a line, maybe
 
 
 def test_what_was_dropped_without_blocking_is_told_to_the_byte(tmp_path: Path, busybox: str) -> None:

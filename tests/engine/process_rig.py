@@ -7,6 +7,7 @@ and be opened again on the same directories, as a daemon does. Whatever happens 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import tempfile
@@ -45,7 +46,7 @@ from balenapy.stores.images import ImageRecord, ReferenceRecord
 from balenapy.stores.snapshots import Layer, Snapshots
 from tests.real_container import make_rootfs
 
-CGROUP_PARENT = "/bptengine"
+CGROUP_PARENT = f"/bptengine{os.getpid()}"  # a rig kills what is in it
 CHAIN_ID = "sha256:" + "ab" * 32  # of one layer: also its diff_id
 
 
